@@ -1,0 +1,40 @@
+// Residual sum and its LayerNorm in one pass: sum = x + r, y = LN(sum). Reference and gradient: src/ops/add_layer_norm.
+#include "layer_norm.cuh"
+
+struct AddLayerNormFwd {
+    const void* x;  // [rows, cols] T
+    const void* r;  // [rows, cols] T
+    const void* w;  // [cols] T
+    const void* b;  // [cols] T
+    void* sum;      // [rows, cols] T
+    void* y;        // [rows, cols] T
+    float* stats;   // [rows, 2]: mean, rstd of the sum as stored
+    unsigned rows, cols;
+    float eps;      // added to the variance
+    unsigned pad;
+};
+
+// One warp per row. The sum is read back from the cache, by the lanes that wrote it.
+template <class T>
+__device__ void add_layer_norm_fwd(const AddLayerNormFwd& a) {
+    const unsigned row = blockIdx.x * (blockDim.x / WARP) + warp_id();
+    if (row >= a.rows) return;  // whole warps leave; no block barrier follows
+    const size_t at = size_t(row) * a.cols;
+    T* sum = out<T>(a.sum) + at;
+    for (unsigned c = lane_id(); c < a.cols; c += WARP)
+        sum[c] = from_f32<T>(to_f32(in<T>(a.x)[at + c]) + to_f32(in<T>(a.r)[at + c]));
+    const T* written = sum;
+    layer_norm_row(written, in<T>(a.w), in<T>(a.b), out<T>(a.y) + at, a.stats + 2 * size_t(row), a.cols, a.eps);
+}
+KERNEL_PER_DTYPE(add_layer_norm_fwd, AddLayerNormFwd)
+
+struct AddLayerNormBwd {
+    LayerNormBwd norm;  // its x is the sum
+    const void* dsum;   // [rows, cols] T: the gradient that reached the sum itself, or null
+};
+
+template <class T>
+__device__ void add_layer_norm_bwd(const AddLayerNormBwd& a) {
+    layer_norm_bwd_rows<T>(a.norm, in<T>(a.dsum));
+}
+KERNEL_PER_DTYPE(add_layer_norm_bwd, AddLayerNormBwd)

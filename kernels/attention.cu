@@ -1,0 +1,90 @@
+// Self-attention over packed sequences: o = softmax(scale q kᵀ) v per sequence and head, with a running softmax over key
+// tiles (arXiv 2205.14135, algorithm 1). Reference and gradient: src/ops/attention.
+#include "attention.cuh"
+
+struct AttentionFwd {
+    const void* qkv;        // [tokens, 3, heads, dim] T
+    const int* cu_seqlens;  // [sequences + 1]
+    void* o;                // [tokens, heads, dim] T
+    float* lse;             // [heads, tokens]
+    unsigned tokens, heads, dim;
+    unsigned tiles;  // of B queries in the longest sequence
+    float scale;
+    unsigned pad;
+};
+
+template <int B, int DIM>
+struct alignas(16) AttentionFwdShared {
+    Tile<B, DIM> q;
+    Tile<B, DIM> kv;  // k while scores are made, then v: both would not fit beside q at 128 columns
+    Tile<B, B> p;
+};
+
+// Block x: tile of queries of a sequence; block y: head.
+template <class T, int B, int DIM>
+__device__ __forceinline__ void attention_fwd(const AttentionFwd& a) {
+    constexpr int COLS = B / THREADS_PER_ROW;
+    typedef AttentionFwdShared<B, DIM> Shared;
+    SMEM(Shared, s);
+    const Sequence seq = sequence(a.cu_seqlens, blockIdx.x / a.tiles, a.tokens);
+    const unsigned first = blockIdx.x % a.tiles * B, head = blockIdx.y;
+    if (first >= seq.length) return;  // the whole block
+    const size_t stride = size_t(3) * a.heads * a.dim;
+    const T* q = in<T>(a.qkv) + seq.start * stride + head * a.dim;
+    const T* k = q + a.heads * a.dim;
+    const T* v = k + a.heads * a.dim;
+
+    load_tile<T>(s.q, q + first * stride, stride, seq.length - first, a.dim, a.scale);
+    Rows<DIM> o = {};
+    float max[ROWS_PER_THREAD], sum[ROWS_PER_THREAD];  // over the keys so far
+    UNROLL
+    for (int r = 0; r < ROWS_PER_THREAD; ++r) {
+        max[r] = -INFINITY;
+        sum[r] = 0.f;
+    }
+    for (unsigned key = 0; key < seq.length; key += B) {
+        load_tile<T>(s.kv, k + key * stride, stride, seq.length - key, a.dim, 1.f);
+        __syncthreads();  // q and k are there
+        float p[ROWS_PER_THREAD][COLS];
+        dot_rows(p, s.q, s.kv, a.dim);
+        UNROLL
+        for (int r = 0; r < ROWS_PER_THREAD; ++r) {
+            float top = -INFINITY;
+            UNROLL
+            for (int j = 0; j < COLS; ++j) {
+                if (key + thread_col() + THREADS_PER_ROW * j >= seq.length) p[r][j] = -INFINITY;
+                top = fmaxf(top, p[r][j]);
+            }
+            top = fmaxf(max[r], row_max(top));
+            const float shrink = expf(max[r] - top);  // 0 in the first tile
+            float total = 0.f;
+            UNROLL
+            for (int j = 0; j < COLS; ++j) {
+                p[r][j] = expf(p[r][j] - top);
+                total += p[r][j];
+            }
+            sum[r] = sum[r] * shrink + row_sum(total);
+            o.scale(r, shrink);
+            max[r] = top;
+        }
+        store_scores(s.p, p);
+        __syncthreads();  // k is done with, p is there
+        load_tile<T>(s.kv, v + key * stride, stride, seq.length - key, a.dim, 1.f);
+        __syncthreads();  // v is there
+        accumulate_rows(o, s.p, s.kv);
+        __syncthreads();  // v and p are done with
+    }
+    const size_t token = seq.start + first;
+    const size_t row = size_t(a.heads) * a.dim;
+    UNROLL
+    for (int r = 0; r < ROWS_PER_THREAD; ++r) {
+        o.scale(r, 1.f / sum[r]);
+        if (thread_col() == 0 && first + thread_row() + r < seq.length)
+            a.lse[size_t(head) * a.tokens + token + thread_row() + r] = max[r] + logf(sum[r]);
+    }
+    store_rows(out<T>(a.o) + token * row + head * a.dim, row, o, seq.length - first, a.dim, 1.f);
+}
+ATTENTION_KERNEL(attention_fwd, 32, 32, AttentionFwd)
+ATTENTION_KERNEL(attention_fwd, 32, 64, AttentionFwd)
+ATTENTION_KERNEL(attention_fwd, 32, 96, AttentionFwd)
+ATTENTION_KERNEL(attention_fwd, 32, 128, AttentionFwd)

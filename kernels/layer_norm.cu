@@ -1,0 +1,49 @@
+// LayerNorm over the last axis: y = (x - mean) * rstd * w + b. Reference and gradient: src/ops/layer_norm.
+#include "layer_norm.cuh"
+
+struct LayerNormFwd {
+    const void* x;  // [rows, cols] T
+    const void* w;  // [cols] T
+    const void* b;  // [cols] T
+    void* y;        // [rows, cols] T
+    float* stats;   // [rows, 2]: mean, rstd
+    unsigned rows, cols;
+    float eps;      // added to the variance
+    unsigned pad;
+};
+
+// One warp per row.
+template <class T>
+__device__ void layer_norm_fwd(const LayerNormFwd& a) {
+    const unsigned row = blockIdx.x * (blockDim.x / WARP) + warp_id();
+    if (row >= a.rows) return;  // whole warps leave; no block barrier follows
+    const size_t at = size_t(row) * a.cols;
+    layer_norm_row(in<T>(a.x) + at, in<T>(a.w), in<T>(a.b), out<T>(a.y) + at, a.stats + 2 * size_t(row), a.cols, a.eps);
+}
+KERNEL_PER_DTYPE(layer_norm_fwd, LayerNormFwd)
+
+template <class T>
+__device__ void layer_norm_bwd(const LayerNormBwd& a) {
+    layer_norm_bwd_rows<T>(a, nullptr);
+}
+KERNEL_PER_DTYPE(layer_norm_bwd, LayerNormBwd)
+
+struct LayerNormBwdReduce {
+    const float* part;  // [parts, 2, cols]
+    float* dw;          // [cols]
+    float* db;          // [cols]
+    unsigned parts, cols;
+};
+
+__device__ void layer_norm_bwd_reduce_f32_body(const LayerNormBwdReduce& a) {
+    const unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= a.cols) return;
+    float dw = 0.f, db = 0.f;
+    for (unsigned p = 0; p < a.parts; ++p) {
+        dw += a.part[size_t(p) * 2 * a.cols + c];
+        db += a.part[size_t(p) * 2 * a.cols + a.cols + c];
+    }
+    a.dw[c] = dw;
+    a.db[c] = db;
+}
+KERNEL(layer_norm_bwd_reduce_f32, LayerNormBwdReduce)

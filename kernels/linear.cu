@@ -1,0 +1,50 @@
+// Bias gradient of a linear layer: column sums of dy, in two passes with a fixed split so that every run gives the
+// same bits. The products are cuBLASLt's. Reference: src/ops/linear.
+#include "common.cuh"
+
+struct LinearBwdBias {
+    const void* dy;  // [rows, cols] T
+    float* part;     // [parts, cols]
+    unsigned long long rows;
+    unsigned cols, rows_per_part;
+};
+
+struct LinearBiasTile {
+    float sum[8][32];
+};
+
+// Block (32, 8): x walks columns, y rows; blockIdx.y owns rows_per_part rows.
+template <class T>
+__device__ void linear_bwd_bias(const LinearBwdBias& a) {
+    SMEM(LinearBiasTile, tile);
+    const unsigned col = blockIdx.x * 32 + threadIdx.x;
+    const unsigned long long first = (unsigned long long)blockIdx.y * a.rows_per_part;
+    const unsigned long long last = first + a.rows_per_part < a.rows ? first + a.rows_per_part : a.rows;
+    float sum = 0.f;
+    if (col < a.cols)
+        for (unsigned long long row = first + threadIdx.y; row < last; row += 8)
+            sum += to_f32(in<T>(a.dy)[row * a.cols + col]);
+    tile.sum[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y == 0 && col < a.cols) {
+        float total = 0.f;
+        for (int y = 0; y < 8; ++y) total += tile.sum[y][threadIdx.x];
+        a.part[size_t(blockIdx.y) * a.cols + col] = total;
+    }
+}
+KERNEL_PER_DTYPE(linear_bwd_bias, LinearBwdBias)
+
+struct LinearBwdBiasReduce {
+    const float* part;  // [parts, cols]
+    float* db;          // [cols]
+    unsigned parts, cols;
+};
+
+__device__ void linear_bwd_bias_reduce_f32_body(const LinearBwdBiasReduce& a) {
+    const unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= a.cols) return;
+    float sum = 0.f;
+    for (unsigned p = 0; p < a.parts; ++p) sum += a.part[size_t(p) * a.cols + c];
+    a.db[c] = sum;
+}
+KERNEL(linear_bwd_bias_reduce_f32, LinearBwdBiasReduce)

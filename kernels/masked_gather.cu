@@ -1,0 +1,103 @@
+// Kept patches of images as rows: y[b·keep + j, (c·p + py)·p + px] = (x[b, c, gy·p + py, gx·p + px] / full - mean[c]) /
+// std[c] with gy·Wg + gx = ids[b, j]. Reference and gradient: src/ops/masked_gather.
+#include "pixels.cuh"
+
+struct MaskedGather {
+    const void* from;   // forward: images [B, channels, height, width] S; backward: dy [rows, values] T
+    const int* ids;     // [B, keep], unique in an image
+    const float* norm;  // [2, channels]: mean, std; null: neither
+    void* to;           // forward: y [rows, values] T; backward: dx as the images, S, zero before
+    unsigned rows;      // B * keep
+    unsigned keep;
+    Patches patches;
+    unsigned vector;    // pixels moved at once: divides patch and width
+    unsigned pad;
+};
+
+// One warp per kept patch, V pixels per lane and step, the same ones of every channel.
+template <class S, class T, int V, bool FORWARD>
+__device__ __forceinline__ void move_patch(const MaskedGather& a, unsigned row, unsigned id) {
+    const unsigned area = a.patches.area();
+    const size_t patch = a.patches.start(row / a.keep, id), line = size_t(row) * a.patches.values();
+    for (unsigned i = lane_id() * V; i < area; i += WARP * V) {
+        size_t pixel = patch + a.patches.offset(i), value = line + i;
+        for (unsigned c = 0; c < a.patches.channels; ++c, pixel += a.patches.plane(), value += area) {
+            const Channel channel(a.norm, a.patches.channels, c);
+            if constexpr (FORWARD) {
+                const Vec<S, V> x = load_vec<S, V>(in<S>(a.from) + pixel);
+                Vec<T, V> y;
+                UNROLL
+                for (int j = 0; j < V; ++j) y[j] = from_f32<T>(channel.value(x[j]));
+                store_vec(out<T>(a.to) + value, y);
+            } else {
+                const Vec<T, V> dy = load_vec<T, V>(in<T>(a.from) + value);
+                Vec<S, V> dx;
+                UNROLL
+                for (int j = 0; j < V; ++j) dx[j] = from_f32<S>(to_f32(dy[j]) * channel.inverse);
+                store_vec(out<S>(a.to) + pixel, dx);
+            }
+        }
+    }
+}
+
+template <class S, class T, bool FORWARD>
+__device__ __forceinline__ void move_patches(const MaskedGather& a) {
+    const unsigned row = blockIdx.x * (blockDim.x / WARP) + warp_id();
+    if (row >= a.rows) return;  // whole warps leave; no block barrier follows
+    const unsigned id = unsigned(a.ids[row]);
+    if (id >= a.patches.count()) {
+        if constexpr (FORWARD)
+            for (unsigned i = lane_id(); i < a.patches.values(); i += WARP)
+                out<T>(a.to)[size_t(row) * a.patches.values() + i] = from_f32<T>(NAN);
+        return;
+    }
+    if (a.vector == 4)
+        move_patch<S, T, 4, FORWARD>(a, row, id);
+    else if (a.vector == 2)
+        move_patch<S, T, 2, FORWARD>(a, row, id);
+    else
+        move_patch<S, T, 1, FORWARD>(a, row, id);
+}
+
+template <class T>
+__device__ void masked_gather_fwd_from_u8(const MaskedGather& a) {
+    move_patches<unsigned char, T, true>(a);
+}
+KERNEL_PER_DTYPE(masked_gather_fwd_from_u8, MaskedGather)
+
+template <class T>
+__device__ void masked_gather_fwd_from_f32(const MaskedGather& a) {
+    move_patches<float, T, true>(a);
+}
+KERNEL_PER_DTYPE(masked_gather_fwd_from_f32, MaskedGather)
+
+template <class T>
+__device__ void masked_gather_fwd_from_bf16(const MaskedGather& a) {
+    move_patches<bf16, T, true>(a);
+}
+KERNEL_PER_DTYPE(masked_gather_fwd_from_bf16, MaskedGather)
+
+template <class T>
+__device__ void masked_gather_fwd_from_f16(const MaskedGather& a) {
+    move_patches<f16, T, true>(a);
+}
+KERNEL_PER_DTYPE(masked_gather_fwd_from_f16, MaskedGather)
+
+// Backward: named by the dtype of dy, the variant by that of the images.
+template <class T>
+__device__ void masked_gather_bwd_to_f32(const MaskedGather& a) {
+    move_patches<float, T, false>(a);
+}
+KERNEL_PER_DTYPE(masked_gather_bwd_to_f32, MaskedGather)
+
+template <class T>
+__device__ void masked_gather_bwd_to_bf16(const MaskedGather& a) {
+    move_patches<bf16, T, false>(a);
+}
+KERNEL_PER_DTYPE(masked_gather_bwd_to_bf16, MaskedGather)
+
+template <class T>
+__device__ void masked_gather_bwd_to_f16(const MaskedGather& a) {
+    move_patches<f16, T, false>(a);
+}
+KERNEL_PER_DTYPE(masked_gather_bwd_to_f16, MaskedGather)

@@ -1,0 +1,61 @@
+//! Weights and training runs on disk.
+//!
+//! [`StateDict`] is the exchange form: names and host tensors in order, with text metadata. Everything reads into it and is
+//! written from it:
+//!
+//! | | read | write |
+//! |---|---|---|
+//! | [`safetensors`] files, one or sharded | yes | yes |
+//! | [`pth`] archives of PyTorch | yes, without running any code | no |
+//! | Hugging Face ViTMAE folders ([`hf`]: `config.json` and weights) | yes | yes |
+//! | the state of a training run ([`run_state`]) | yes | yes |
+//!
+//! Names are those of the upstream MAE repository; [`names`] translates the spellings of Hugging Face. [`load_into`] puts a
+//! dictionary into a model's parameters. Writing is atomic everywhere: a temporary sibling, then a rename, so that a killed
+//! process or a full disk leaves the old file.
+
+pub mod atomic;
+pub mod hf;
+pub mod load;
+pub mod names;
+pub mod npy;
+pub mod pth;
+pub mod run_state;
+pub mod safetensors;
+mod state_dict;
+mod stored;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+pub use hf::HfConfig;
+pub use load::{LoadOptions, LoadReport, load_into};
+pub use names::{to_hf, to_upstream};
+pub use run_state::{Progress, Resumed, RunFolder, RunState};
+pub use state_dict::StateDict;
+
+use crate::{Error, Result};
+
+/// Reads weights from whatever `path` is: a folder of Hugging Face, a `.safetensors` file, a shard index
+/// `.safetensors.index.json`, a PyTorch archive `.pth`, `.pt`, `.bin` or `.ckpt`.
+/// Names stay as they are in the file.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be opened, [`Error::Checkpoint`] if it is none of these or is damaged.
+pub fn read(path: impl AsRef<Path>) -> Result<StateDict> {
+    let path = path.as_ref();
+    if path.is_dir() {
+        return hf::read_weights(path);
+    }
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    match name.rsplit('.').next() {
+        Some("json") => safetensors::read_sharded(path),
+        Some("safetensors") => safetensors::read(path),
+        Some("pth" | "pt" | "bin" | "ckpt") => pth::read(path),
+        _ => {
+            let expected = ".safetensors, .safetensors.index.json, .pth, .pt, .bin, .ckpt or a folder";
+            Err(Error::checkpoint(path, format!("unknown kind of file, expected {expected}")))
+        }
+    }
+}

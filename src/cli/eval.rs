@@ -1,0 +1,113 @@
+//! `ocellus eval knn`, `ocellus eval linear`, `ocellus embed`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ocellus::data::{Folder, Source};
+use ocellus::eval::{self, Features, Probe};
+use ocellus::nn::Builder;
+use ocellus::recipes::mae::finetune::classes_of;
+use ocellus::recipes::mae::{Classifier, Pool, load};
+use ocellus::train::Progress;
+use ocellus::{DType, Device, Result};
+
+use super::Machine;
+
+/// Flags of `eval knn`.
+#[derive(clap::Args)]
+pub struct Knn {
+    /// Weights: a run folder, a Hugging Face folder, .safetensors or .pth
+    model: PathBuf,
+    /// Class folder that votes
+    train: PathBuf,
+    /// Class folder that is classified
+    test: PathBuf,
+    /// Neighbours that vote
+    #[arg(long, short, default_value_t = 20)]
+    k: usize,
+    /// Divides similarities in the weights of the votes
+    #[arg(long, default_value_t = 0.07)]
+    temperature: f64,
+    /// Feature: class token or mean of the patches
+    #[arg(long, value_enum, default_value_t = Pool::Cls)]
+    pool: Pool,
+    /// Images per forward pass
+    #[arg(long, default_value_t = 64)]
+    batch_size: usize,
+}
+
+/// Flags of `embed`.
+#[derive(clap::Args)]
+pub struct Embed {
+    /// Weights: a run folder, a Hugging Face folder, .safetensors or .pth
+    model: PathBuf,
+    /// Folder of images
+    images: PathBuf,
+    /// Folder to write: features, labels, files.txt
+    #[arg(long, short, default_value = "features")]
+    out: PathBuf,
+    /// Write features.npy and labels.npy instead of features.safetensors
+    #[arg(long)]
+    npy: bool,
+    /// Feature: class token or mean of the patches
+    #[arg(long, value_enum, default_value_t = Pool::Cls)]
+    pool: Pool,
+    /// Images per forward pass
+    #[arg(long, default_value_t = 64)]
+    batch_size: usize,
+}
+
+fn model(path: &Path, device: &Device, dtype: DType, pool: Pool) -> Result<Classifier> {
+    // The head is not used; it has one class so that there is one.
+    Ok(load::classifier(path, &Builder::new(device, dtype, 0), 1, pool, None)?.0)
+}
+
+fn features(model: &Classifier, folder: Arc<Folder>, batch: usize) -> Result<Features> {
+    let steps = folder.len().div_ceil(batch.max(1)) as u64;
+    let mut progress = Progress::new("features", steps, 0, batch as f64, "images");
+    let features = eval::extract(model, folder, batch, |_| progress.step(""))?;
+    progress.finish();
+    if !features.skipped.is_empty() {
+        tracing::warn!("{} unreadable images were left out; they are named above", features.skipped.len());
+    }
+    Ok(features)
+}
+
+/// k-nearest neighbours.
+pub fn knn(flags: &Knn, machine: &Machine) -> Result<()> {
+    let device = machine.device()?;
+    let model = model(&flags.model, &device, machine.dtype(&device)?, flags.pool)?;
+    let (train, test) = (Arc::new(Folder::labelled(&flags.train)?), Arc::new(Folder::labelled(&flags.test)?));
+    classes_of(&train, &test)?;
+    eval::check_vote(flags.k, flags.temperature, train.len())?; // before the time is spent
+    let train = features(&model, train, flags.batch_size)?;
+    let test = features(&model, test, flags.batch_size)?;
+    let result = eval::knn(&train, &test, flags.k, flags.temperature)?;
+    say!("k-NN (k = {}): top-1 {:.2} %, top-5 {:.2} %", flags.k, 100.0 * result.top1, 100.0 * result.top5);
+    Ok(())
+}
+
+/// Linear probe.
+pub fn linear(flags: &Probe, machine: &Machine) -> Result<()> {
+    let device = machine.device()?;
+    let model = model(&flags.model, &device, machine.dtype(&device)?, flags.pool)?;
+    let train = Arc::new(Folder::labelled(&flags.train)?.with_cache(1 << 30));
+    let test = Arc::new(Folder::labelled(&flags.test)?);
+    let mut progress = None;
+    let top1 = eval::linear_probe(flags, &model, train, test, |_, total, loss| {
+        let make = || Progress::new("probe", total, 0, flags.batch_size as f64, "images");
+        progress.get_or_insert_with(make).step(&format!("loss {loss:.4}"));
+    })?;
+    say!("linear probe: top-1 {:.2} %", 100.0 * top1);
+    Ok(())
+}
+
+/// Feature export.
+pub fn embed(flags: &Embed, machine: &Machine) -> Result<()> {
+    let device = machine.device()?;
+    let model = model(&flags.model, &device, machine.dtype(&device)?, flags.pool)?;
+    let features = features(&model, Arc::new(Folder::open(&flags.images)?), flags.batch_size)?;
+    eval::write(&features, &flags.out, flags.npy)?;
+    say!("{} features of {} values in {}", features.labels.len(), model.trunk.config.dim, flags.out.display());
+    Ok(())
+}

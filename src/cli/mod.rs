@@ -1,0 +1,192 @@
+//! Subcommands: each reads its flags, calls the library and prints what a person wants to know.
+
+/// Prints a line to stdout. That nobody reads it any more, `head` being done, is no reason to fail.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
+/// The same to stderr: a run outlives the terminal it was started from.
+macro_rules! say_err {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
+mod eval;
+mod finetune;
+mod info;
+mod pretrain;
+mod synth;
+mod visualize;
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use ocellus::{DType, Device, Error, Result};
+use tracing_subscriber::EnvFilter;
+
+/// Vision pre-training on hand-written CUDA kernels, and on any CPU
+#[derive(Parser)]
+#[command(name = "ocellus", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    machine: Machine,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ocellus data synth scenes                                labelled images to try things on
+  ocellus pretrain mae scenes/train --preset tiny --epochs 50 --out runs/scenes
+  ocellus pretrain mae --resume runs/scenes                goes on where it stopped
+  ocellus eval knn runs/scenes scenes/train scenes/val     how good the features are
+  ocellus finetune runs/scenes scenes/train scenes/val     a classifier from them
+  ocellus visualize mae runs/scenes scenes/val             original | masked | reconstruction | pasted
+  ocellus info                                             devices, kernels, what is missing";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train weights from images without labels
+    #[command(subcommand)]
+    Pretrain(Pretrain),
+    /// Train pre-trained weights as a classifier
+    Finetune(finetune::Flags),
+    /// Measure frozen features
+    #[command(subcommand)]
+    Eval(Eval),
+    /// Write the features of a folder of images
+    Embed(eval::Embed),
+    /// Draw what a model does
+    #[command(subcommand)]
+    Visualize(Visualize),
+    /// Make data
+    #[command(subcommand)]
+    Data(Data),
+    /// Show devices, compiled kernels and what is missing
+    Info,
+}
+
+#[derive(Subcommand)]
+enum Pretrain {
+    /// Masked autoencoder (He et al. 2021)
+    Mae(pretrain::Flags),
+}
+
+#[derive(Subcommand)]
+enum Eval {
+    /// Accuracy of a vote of the nearest neighbours
+    Knn(eval::Knn),
+    /// Accuracy of a linear layer trained on the features
+    Linear(ocellus::eval::Probe),
+}
+
+#[derive(Subcommand)]
+enum Visualize {
+    /// Original | masked | reconstruction | pasted, for a folder of images
+    Mae(visualize::Flags),
+}
+
+#[derive(Subcommand)]
+enum Data {
+    /// Draw labelled images of cluttered scenes, with captions; or short videos with masks
+    Synth(synth::Flags),
+}
+
+/// Where and how to compute: options of every subcommand.
+#[derive(Args)]
+struct Machine {
+    /// cpu, cuda, cuda:N or emulated (the CUDA kernels, checked, on the CPU: slow)
+    #[arg(long, global = true, default_value = "cpu")]
+    device: String,
+    /// Type kernels compute in: f32, bf16, f16; weights stay f32 [default: bf16 on cuda, f32 elsewhere]
+    #[arg(long, global = true)]
+    dtype: Option<String>,
+    /// CPU threads [default: one per core]
+    #[arg(long, global = true)]
+    threads: Option<usize>,
+}
+
+impl Machine {
+    fn device(&self) -> Result<Device> {
+        Device::parse(&self.device)
+    }
+
+    fn dtype(&self, device: &Device) -> Result<DType> {
+        self.dtype_of_run(device, None)
+    }
+
+    /// `of_run` is what a run that is continued began with.
+    fn dtype_of_run(&self, device: &Device, of_run: Option<&str>) -> Result<DType> {
+        match self.dtype.as_deref().or(of_run) {
+            None if matches!(device, Device::Cuda(_)) => Ok(DType::BF16),
+            None | Some("f32") => Ok(DType::F32),
+            Some("bf16") => Ok(DType::BF16),
+            Some("f16") => Ok(DType::F16),
+            Some(other) => Err(Error::config("dtype", other, "f32, bf16 or f16")),
+        }
+    }
+
+    fn set_threads(&self) -> Result<()> {
+        let Some(threads) = self.threads else { return Ok(()) };
+        if threads == 0 {
+            return Err(Error::config("threads", threads, "at least 1"));
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        pool.map_err(|e| Error::config("threads", threads, e.to_string()))
+    }
+}
+
+/// A path that means the same when a run is continued from another folder.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(Error::io(path))
+}
+
+/// Runs the command line; exit code 0, 1 for an error, 130 after Ctrl-C.
+pub fn run() -> ExitCode {
+    let filter = EnvFilter::try_from_env("OCELLUS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let terminal = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal)
+        .without_time()
+        .with_target(false)
+        .log_internal_errors(false) // of a stderr that is gone
+        .init();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print(); // help or what is wrong with the arguments; nothing is left to do if nobody can read it
+            return if e.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    match dispatch(&cli) {
+        Ok(code) => code,
+        Err(e) => {
+            say_err!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<ExitCode> {
+    cli.machine.set_threads()?;
+    match &cli.command {
+        Command::Pretrain(Pretrain::Mae(flags)) => return pretrain::mae(flags, &cli.machine),
+        Command::Finetune(flags) => return finetune::finetune(flags, &cli.machine),
+        Command::Eval(Eval::Knn(flags)) => eval::knn(flags, &cli.machine)?,
+        Command::Eval(Eval::Linear(flags)) => eval::linear(flags, &cli.machine)?,
+        Command::Embed(flags) => eval::embed(flags, &cli.machine)?,
+        Command::Visualize(Visualize::Mae(flags)) => visualize::mae(flags, &cli.machine)?,
+        Command::Data(Data::Synth(flags)) => synth::synth(flags)?,
+        Command::Info => info::info(),
+    }
+    Ok(ExitCode::SUCCESS)
+}

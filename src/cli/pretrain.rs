@@ -1,0 +1,66 @@
+//! `ocellus pretrain mae`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use ocellus::recipes::mae::Config;
+use ocellus::train::{self, Outcome, RunDir};
+use ocellus::{Error, Result, eval};
+
+use super::{Machine, absolute};
+
+/// Flags of `pretrain mae`.
+#[derive(clap::Args)]
+pub struct Flags {
+    /// Continue the run in this folder with its own configuration; no other flag of the run may be given
+    #[arg(long, value_name = "RUN", conflicts_with = "Config")]
+    resume: Option<PathBuf>,
+    #[command(flatten)]
+    config: Option<Config>,
+}
+
+/// The configuration of a new run, or that of the run to be continued.
+pub fn resumed<C: Clone>(
+    resume: &Option<PathBuf>,
+    config: &Option<C>,
+    read: impl FnOnce(&Path) -> Result<C>,
+) -> Result<(C, bool)> {
+    match (resume, config) {
+        (Some(run), _) => Ok((read(run)?, true)), // the parser refuses other flags of the run beside it
+        (None, Some(config)) => Ok((config.clone(), false)),
+        (None, None) => Err(Error::config("arguments", "missing", "those of a new run, or --resume RUN; see --help")),
+    }
+}
+
+/// Trains or resumes.
+pub fn mae(flags: &Flags, machine: &Machine) -> Result<ExitCode> {
+    let device = machine.device()?;
+    let (mut config, resume) = resumed(&flags.resume, &flags.config, |run| {
+        Ok(Config { out: run.to_path_buf(), ..RunDir::read_config(run)? })
+    })?;
+    let dtype = machine.dtype_of_run(&device, config.dtype.as_deref())?;
+    if !resume {
+        config.data = absolute(&config.data)?;
+        config.knn = config.knn.as_deref().map(absolute).transpose()?;
+        config.dtype = Some(dtype.name().into());
+    }
+    let (outcome, _) = train::pretrain(&config, &device, dtype, resume)?;
+    let out = config.out.display();
+    if outcome == Outcome::Interrupted {
+        say_err!("stopped and saved; continue with: ocellus pretrain mae --resume {out}");
+        return Ok(ExitCode::from(130));
+    }
+    say!("weights: {out}/model.safetensors (Hugging Face), {out}/upstream.safetensors (official names)");
+    say!("picture: {out}/pictures/final.png");
+    if let Some(test) = &config.knn {
+        let compared = eval::compare_with_random(&config.out, &config.data, test, &device, dtype, config.seed)?;
+        let percent = |top1: f64| 100.0 * top1;
+        say!(
+            "k-NN accuracy on {}: pretrained {:.1} %, random weights {:.1} %",
+            test.display(),
+            percent(compared.pretrained.top1),
+            percent(compared.random.top1)
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,29 @@
+//! Images from folders to batches, on host memory only.
+//!
+//! A data set ([`folder`]) is read by a [`loader`], which decodes ([`decode`]) and transforms ([`transforms`]) in
+//! parallel. All randomness comes from [`rng`] streams addressed by (seed, purpose, epoch, sample).
+
+pub mod affine;
+pub mod augment;
+pub mod colour;
+pub mod contact;
+pub mod decode;
+#[cfg(test)]
+mod fixtures;
+pub mod folder;
+pub mod image;
+pub mod label_map;
+pub mod loader;
+pub mod masks;
+pub mod mixup;
+pub mod rand_augment;
+pub mod random_erase;
+pub mod resize;
+pub mod rng;
+pub mod synth;
+pub mod transforms;
+
+pub use folder::{Folder, Source};
+pub use image::{Image, Rect};
+pub use loader::{Batch, Loader, Position};
+pub use rng::{Purpose, Stream};

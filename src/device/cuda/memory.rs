@@ -1,0 +1,165 @@
+//! Memory of a GPU, allocated and freed in stream order from the driver's pool.
+
+use std::sync::Arc;
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::{CudaContext, sys};
+
+use super::CudaDevice;
+use crate::device::host;
+use crate::{Error, Result};
+
+/// The device's default pool, told to keep what is freed: by default it returns memory to the system at every
+/// synchronisation, and a training step would map all its activations anew.
+pub(super) fn keep_freed(context: &CudaContext) -> std::result::Result<sys::CUmemoryPool, DriverError> {
+    let mut keep = u64::MAX;
+    let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the device is the context's; the attribute's value is a 64-bit integer, which `keep` is.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut keep).cast()).result()?;
+        Ok(pool)
+    }
+}
+
+/// An allocation on a GPU. Freed in stream order: work started before the drop still finds it.
+pub struct CudaBuffer {
+    device: Arc<CudaDevice>,
+    ptr: sys::CUdeviceptr,
+    bytes: usize,
+}
+
+impl CudaDevice {
+    /// Allocates `bytes` bytes with arbitrary contents (all ones under [`host::with_poison`]).
+    pub fn alloc(self: &Arc<Self>, bytes: usize) -> Result<CudaBuffer> {
+        self.bind()?;
+        let size = bytes.max(1); // the driver refuses empty allocations; a tensor may be empty
+        // SAFETY: the stream is alive; nobody reads the contents before writing them.
+        let alloc = || unsafe { result::malloc_async(self.stream.cu_stream(), size) };
+        let out_of_memory = DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+        let mut ptr = alloc();
+        if ptr == Err(out_of_memory) {
+            // Pieces between live blocks may add up: hand them back to the system and ask for one block.
+            self.synchronize()?;
+            // SAFETY: the pool is the device's default pool.
+            unsafe { sys::cuMemPoolTrimTo(self.pool, 0) }.result().map_err(self.failed("trim the memory pool"))?;
+            ptr = alloc();
+        }
+        match ptr {
+            Ok(ptr) => {
+                let mut buffer = CudaBuffer { device: self.clone(), ptr, bytes };
+                if host::poisoned() {
+                    buffer.fill(0xff)?;
+                }
+                Ok(buffer)
+            }
+            Err(e) if e == out_of_memory => Err(Error::OutOfMemory { device: format!("cuda:{}", self.ordinal), bytes }),
+            Err(e) => Err(self.failed("allocate")(e)),
+        }
+    }
+
+    /// Bytes in live allocations now and at most since the last [`Self::reset_peak`].
+    pub fn usage(&self) -> Result<(usize, usize)> {
+        use sys::CUmemPool_attribute as A;
+        let read = |attribute| {
+            let mut value = 0u64;
+            // SAFETY: both attributes asked for are 64-bit integers.
+            unsafe { sys::cuMemPoolGetAttribute(self.pool, attribute, (&raw mut value).cast()) }
+                .result()
+                .map_err(self.failed("read the memory pool's counters"))?;
+            Ok(value as usize)
+        };
+        Ok((read(A::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?, read(A::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?))
+    }
+
+    /// Starts a new peak measurement.
+    pub fn reset_peak(&self) -> Result<()> {
+        let mut zero = 0u64;
+        let high = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        // SAFETY: the attribute is a 64-bit integer, and 0 the value that resets it.
+        unsafe { sys::cuMemPoolSetAttribute(self.pool, high, (&raw mut zero).cast()) }
+            .result()
+            .map_err(self.failed("reset the memory pool's peak"))
+    }
+
+    /// Free and total memory of the GPU in bytes, other processes counted.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.context.mem_get_info().map_err(self.failed("read the free memory"))
+    }
+}
+
+impl CudaBuffer {
+    /// Address for kernels.
+    pub fn ptr(&self) -> u64 {
+        self.ptr
+    }
+
+    /// Copies host bytes in; the lengths are equal. Waits for the copy, so `from` is free afterwards.
+    pub fn upload(&mut self, from: &[u8]) -> Result<()> {
+        self.same_length(from.len(), "upload")?;
+        self.device.bind()?;
+        // SAFETY: the lengths are equal; both sides outlive the copy, since it is waited for below.
+        unsafe { result::memcpy_htod_async(self.ptr, from, self.device.stream.cu_stream()) }
+            .map_err(self.device.failed("copy to the device"))?;
+        self.device.synchronize()
+    }
+
+    /// Copies out to host bytes; the lengths are equal. Waits for everything started before it.
+    pub fn download(&self, to: &mut [u8]) -> Result<()> {
+        self.same_length(to.len(), "download")?;
+        self.device.bind()?;
+        // SAFETY: the lengths are equal; both sides outlive the copy, since it is waited for below.
+        let copied = unsafe { result::memcpy_dtoh_async(to, self.ptr, self.device.stream.cu_stream()) };
+        copied.map_err(self.device.failed("copy from the device"))?;
+        self.device.synchronize()
+    }
+
+    /// Sets every byte to zero.
+    pub fn zero(&mut self) -> Result<()> {
+        self.fill(0)
+    }
+
+    /// Sets every byte to `byte`.
+    pub fn fill(&mut self, byte: u8) -> Result<()> {
+        if self.bytes == 0 {
+            return Ok(());
+        }
+        self.device.bind()?;
+        // SAFETY: the allocation holds `bytes` bytes and is borrowed uniquely.
+        unsafe { result::memset_d8_async(self.ptr, byte, self.bytes, self.device.stream.cu_stream()) }
+            .map_err(self.device.failed("fill"))
+    }
+
+    /// Copies from an allocation of the same size on the same GPU.
+    pub fn copy_from(&mut self, from: &Self) -> Result<()> {
+        self.same_length(from.bytes, "copy")?;
+        if !Arc::ptr_eq(&self.device, &from.device) {
+            let (given, expected) = (from.device.ordinal, self.device.ordinal);
+            return Err(Error::argument("copy", "from", "device", format!("cuda:{given}"), format!("cuda:{expected}")));
+        }
+        if self.bytes == 0 {
+            return Ok(());
+        }
+        self.device.bind()?;
+        // SAFETY: both allocations hold `bytes` bytes; a later free of either is ordered behind the copy.
+        unsafe { result::memcpy_dtod_async(self.ptr, from.ptr, self.bytes, self.device.stream.cu_stream()) }
+            .map_err(self.device.failed("copy on the device"))
+    }
+
+    fn same_length(&self, given: usize, op: &'static str) -> Result<()> {
+        if given == self.bytes {
+            return Ok(());
+        }
+        Err(Error::argument(op, "bytes", "length", given.to_string(), self.bytes.to_string()))
+    }
+}
+
+impl Drop for CudaBuffer {
+    fn drop(&mut self) {
+        // A failure here cannot be reported; the driver repeats a lasting one at the next call.
+        if self.device.bind().is_ok() {
+            // SAFETY: allocated on this stream in `alloc`, freed once.
+            let _ = unsafe { result::free_async(self.ptr, self.device.stream.cu_stream()) };
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Matrix products: cuBLASLt on a GPU, the `gemm` crate on the host (for both host devices).
+
+use gemm::Parallelism;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::{Device, Storage};
+use crate::dtype::Float;
+use crate::{DType, Error, Result};
+
+/// `D = alpha · op(A) · op(B) + beta · D (+ bias)`, all row-major and contiguous.
+///
+/// `A` is `[m, k]` (`[k, m]` if `trans_a`), `B` is `[k, n]` (`[n, k]` if `trans_b`), `D` is `[m, n]`, `bias` is `[n]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Layout {
+    /// Rows of `D`.
+    pub m: usize,
+    /// Columns of `D`.
+    pub n: usize,
+    /// Length of the sums.
+    pub k: usize,
+    /// Whether `A` is stored transposed.
+    pub trans_a: bool,
+    /// Whether `B` is stored transposed.
+    pub trans_b: bool,
+    /// Type of `A`, `B` and the bias.
+    pub input: DType,
+    /// Type of `D`: the input's, or f32 for weight gradients.
+    pub output: DType,
+}
+
+/// A product with its factors.
+#[derive(Clone, Copy, Debug)]
+pub struct GemmSpec {
+    /// Shapes and types: the key of plan caches.
+    pub layout: Layout,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// Factor of what `D` holds; 0 never reads it.
+    pub beta: f32,
+}
+
+/// Runs one product on the device of `d`.
+pub fn gemm(spec: &GemmSpec, a: &Storage, b: &Storage, bias: Option<&Storage>, d: &mut Storage) -> Result<()> {
+    let Layout { m, n, k, input, output, .. } = spec.layout;
+    let check = |arg: &'static str, s: &Storage, len: usize, dtype: DType| {
+        if s.bytes() != len * dtype.size() {
+            return Err(Error::argument(
+                "gemm",
+                arg,
+                "length",
+                s.bytes().to_string(),
+                (len * dtype.size()).to_string(),
+            ));
+        }
+        Ok(())
+    };
+    check("a", a, m * k, input)?;
+    check("b", b, k * n, input)?;
+    check("d", d, m * n, output)?;
+    if let Some(bias) = bias {
+        check("bias", bias, n, input)?;
+    }
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    if let Device::Cuda(device) = d.device().clone() {
+        #[cfg(feature = "cuda")]
+        {
+            if [Some(a), Some(b), bias].into_iter().flatten().any(|operand| operand.device() != d.device()) {
+                return Err(mixed());
+            }
+            // SAFETY: the lengths and devices were checked against the layout just above; all four allocations outlive the call,
+            // and frees are ordered behind it on the same stream.
+            return unsafe { device.gemm(spec, a.ptr(), b.ptr(), bias.map(Storage::ptr), d.ptr()) };
+        }
+        #[cfg(not(feature = "cuda"))]
+        match *device {}
+    }
+    let (Some(a), Some(b)) = (a.host(), b.host()) else { return Err(mixed()) };
+    let bias = bias.map(|x| x.host().ok_or_else(mixed)).transpose()?;
+    let Some(d) = d.host_mut() else { return Err(mixed()) };
+    match (input, output) {
+        (DType::F32, DType::F32) => host::<f32>(spec, cast(a), cast(b), bias.map(cast), cast_mut(d)),
+        (DType::F64, DType::F64) => host::<f64>(spec, cast(a), cast(b), bias.map(cast), cast_mut(d)),
+        (DType::BF16, _) => narrow::<bf16>(spec, a, b, bias, d),
+        (DType::F16, _) => narrow::<f16>(spec, a, b, bias, d),
+        _ => return Err(Error::argument("gemm", "d", "dtype", output.name(), input.name())),
+    }
+    Ok(())
+}
+
+fn mixed() -> Error {
+    Error::argument("gemm", "d", "device", "another", "the device of `a` and `b`")
+}
+
+fn cast<T: bytemuck::Pod>(bytes: &[u8]) -> &[T] {
+    bytemuck::cast_slice(bytes)
+}
+
+fn cast_mut<T: bytemuck::Pod>(bytes: &mut [u8]) -> &mut [T] {
+    bytemuck::cast_slice_mut(bytes)
+}
+
+/// 16-bit inputs: products and sums in f32, one rounding at the end.
+fn narrow<T: Float<Acc = f32>>(spec: &GemmSpec, a: &[u8], b: &[u8], bias: Option<&[u8]>, d: &mut [u8]) {
+    let wide = |x: &[u8]| cast::<T>(x).par_iter().map(|v| v.get()).collect::<Vec<f32>>();
+    let (a, b, bias) = (wide(a), wide(b), bias.map(wide));
+    if spec.layout.output == DType::F32 {
+        return host::<f32>(spec, &a, &b, bias.as_deref(), cast_mut(d));
+    }
+    let mut wide_d = if spec.beta == 0.0 { vec![0.0; spec.layout.m * spec.layout.n] } else { wide(d) };
+    host::<f32>(spec, &a, &b, bias.as_deref(), &mut wide_d);
+    cast_mut::<T>(d).par_iter_mut().zip(&wide_d).for_each(|(d, &x)| *d = T::put(x));
+}
+
+/// The bias is laid into `D` first and the product added to it: one pass less than adding it afterwards.
+fn host<T: Float<Acc = T> + crate::dtype::Real>(spec: &GemmSpec, a: &[T], b: &[T], bias: Option<&[T]>, d: &mut [T]) {
+    let Layout { m, n, k, trans_a, trans_b, .. } = spec.layout;
+    let mut beta = T::of(spec.beta.into());
+    if let Some(bias) = bias {
+        d.par_chunks_mut(n).for_each(|row| {
+            for (d, &x) in row.iter_mut().zip(bias) {
+                *d = if beta == T::ZERO { x } else { beta * *d + x };
+            }
+        });
+        beta = T::ONE;
+    }
+    let (a_cs, a_rs) = if trans_a { (m as isize, 1) } else { (1, k as isize) };
+    let (b_cs, b_rs) = if trans_b { (k as isize, 1) } else { (1, n as isize) };
+    // Below this many multiplications waking the other threads costs more than it brings.
+    let parallel = if m * n * k < 1 << 16 { Parallelism::None } else { Parallelism::Rayon(0) };
+    // SAFETY: `gemm` checked that a, b and d hold m·k, k·n and m·n elements; the strides above stay inside them, and d
+    // is borrowed uniquely.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            d.as_mut_ptr(),
+            1,
+            n as isize,
+            beta != T::ZERO,
+            a.as_ptr(),
+            a_cs,
+            a_rs,
+            b.as_ptr(),
+            b_cs,
+            b_rs,
+            beta,
+            T::of(spec.alpha.into()),
+            false,
+            false,
+            false,
+            parallel,
+        );
+    }
+}

@@ -1,0 +1,345 @@
+//! Where tensors live and kernels run. Three devices, one launch seam: [`Device::launch`].
+//!
+//! | | memory | kernels | GEMM |
+//! |---|---|---|---|
+//! | [`Device::Cpu`] | host pool | the plain Rust references | the `gemm` crate |
+//! | [`Device::Emulated`] | host pool, registered with the emulator | `kernels/*.cu` as C++ with checks | the `gemm` crate |
+//! | [`Device::Cuda`] | stream-ordered CUDA pool | `kernels/*.cu` as fatbins | cuBLASLt |
+#![allow(unsafe_code)] // memory and launches are this layer's business; everything above is safe
+
+#[cfg(feature = "cuda")]
+mod cublaslt;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(feature = "emulator")]
+pub mod emulated;
+pub mod gemm;
+pub mod host;
+pub mod small_gemm;
+pub mod window;
+
+use std::fmt;
+use std::sync::Arc;
+
+#[cfg(feature = "cuda")]
+pub use cuda::CudaDevice;
+use host::HostBuffer;
+
+use crate::{DType, Error, Result};
+
+/// A GPU of a build without the feature `cuda`: has no values.
+#[cfg(not(feature = "cuda"))]
+#[derive(Debug)]
+pub enum CudaDevice {}
+
+/// Where a tensor lives.
+#[derive(Clone)]
+pub enum Device {
+    /// Host memory, plain Rust references, all cores.
+    Cpu,
+    /// Host memory, the CUDA kernels run by the checking emulator (feature `emulator`).
+    Emulated,
+    /// An NVIDIA GPU.
+    Cuda(Arc<CudaDevice>),
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Cpu, Self::Cpu) | (Self::Emulated, Self::Emulated) => true,
+            (Self::Cuda(a), Self::Cuda(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+/// Grid of a kernel launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads per block in x, y, z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory in bytes.
+    pub shared: u32,
+}
+
+impl Launch {
+    /// `blocks` blocks of `threads` threads in one dimension, no dynamic shared memory.
+    pub const fn linear(blocks: u32, threads: u32) -> Self {
+        Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared: 0 }
+    }
+}
+
+impl Device {
+    /// The GPU with this ordinal.
+    ///
+    /// # Errors
+    /// [`Error::DeviceUnavailable`] names what is missing: the feature, nvcc at build time, the driver or the GPU.
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        return Ok(Self::Cuda(CudaDevice::new(ordinal)?));
+        #[cfg(not(feature = "cuda"))]
+        return Err(Error::DeviceUnavailable {
+            device: format!("cuda:{ordinal}"),
+            cause: "this build has no feature `cuda`; rebuild with it".into(),
+        });
+    }
+
+    /// The emulator.
+    ///
+    /// # Errors
+    /// [`Error::DeviceUnavailable`] in a build without the feature `emulator`.
+    pub fn emulated() -> Result<Self> {
+        if cfg!(feature = "emulator") { Ok(Self::Emulated) } else { Err(Self::no_emulator()) }
+    }
+
+    /// Parses `cpu`, `emulated`, `cuda` or `cuda:N`.
+    pub fn parse(name: &str) -> Result<Self> {
+        match name.split_once(':').unwrap_or((name, "0")) {
+            ("cpu", _) => Ok(Self::Cpu),
+            ("emulated", _) => Self::emulated(),
+            ("cuda", n) if n.parse::<usize>().is_ok() => Self::cuda(n.parse().unwrap_or(0)),
+            _ => Err(Error::config("device", name, "cpu, emulated, cuda or cuda:N")),
+        }
+    }
+
+    /// `cpu`, `emulated`, `cuda:0`.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Cpu => "cpu".into(),
+            Self::Emulated => "emulated".into(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(d) => format!("cuda:{}", d.ordinal()),
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(d) => match **d {},
+        }
+    }
+
+    /// What a person would call it: the GPU's name and compute capability.
+    pub fn description(&self) -> String {
+        match self {
+            Self::Cpu | Self::Emulated => self.name(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(d) => format!("{d:?}"),
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(d) => match **d {},
+        }
+    }
+
+    /// Whether tensors of this device are ordinary host memory.
+    pub fn is_host(&self) -> bool {
+        !matches!(self, Self::Cuda(_))
+    }
+
+    /// Waits until everything launched so far is done.
+    pub fn synchronize(&self) -> Result<()> {
+        match self {
+            Self::Cpu | Self::Emulated => Ok(()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(d) => d.synchronize(),
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(d) => match **d {},
+        }
+    }
+
+    fn no_emulator() -> Error {
+        Error::DeviceUnavailable {
+            device: "emulated".into(),
+            cause: "this build has no feature `emulator`; rebuild with `--features emulator` and a C++ compiler".into(),
+        }
+    }
+
+    /// Launches `<kernel>_<dtype>` of `kernels/<stem>.cu` with one argument struct. [`Device::Cpu`] has no kernels.
+    ///
+    /// # Safety
+    /// Every pointer inside `args` must be valid on this device for the extent the kernel's struct states, until the
+    /// launch has run; outputs must not alias other arguments unless the kernel says so.
+    pub unsafe fn launch<A: bytemuck::Pod>(
+        &self,
+        stem: &'static str,
+        kernel: &'static str,
+        dtype: DType,
+        launch: Launch,
+        args: &A,
+    ) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Ok(()); // nothing to do: an empty grid is not a legal launch
+        }
+        let name = format!("{kernel}_{dtype}");
+        let args = bytemuck::bytes_of(args);
+        match self {
+            Self::Cpu => Err(Error::Launch {
+                kernel: name,
+                device: self.name(),
+                grid: launch.grid,
+                block: launch.block,
+                cause: "the CPU runs references, not kernels".into(),
+            }),
+            #[cfg(feature = "emulator")]
+            Self::Emulated => {
+                let _ = stem; // the emulated build knows kernels by name alone
+                emulated::launch(&name, launch.grid, launch.block, launch.shared, args).map_err(|cause| Error::Launch {
+                    kernel: name,
+                    device: self.name(),
+                    grid: launch.grid,
+                    block: launch.block,
+                    cause,
+                })
+            }
+            #[cfg(not(feature = "emulator"))]
+            Self::Emulated => {
+                let _ = (stem, args);
+                Err(Self::no_emulator())
+            }
+            // SAFETY: passed on from the caller.
+            #[cfg(feature = "cuda")]
+            Self::Cuda(d) => unsafe { d.launch(&name, stem, launch.grid, launch.block, launch.shared, args) },
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(d) => {
+                let _ = stem;
+                match **d {}
+            }
+        }
+    }
+}
+
+/// Kernel files compiled for GPUs into this binary, with their architectures.
+pub fn compiled_kernels() -> Vec<(&'static str, &'static [&'static str])> {
+    #[cfg(feature = "cuda")]
+    return cuda::compiled();
+    #[cfg(not(feature = "cuda"))]
+    return vec![];
+}
+
+/// Number of kernels the emulator knows.
+pub fn emulated_kernels() -> usize {
+    #[cfg(feature = "emulator")]
+    return emulated::kernels().len();
+    #[cfg(not(feature = "emulator"))]
+    return 0;
+}
+
+enum Memory {
+    Host(HostBuffer),
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::CudaBuffer),
+}
+
+/// An allocation on a device.
+pub struct Storage {
+    device: Device,
+    bytes: usize,
+    memory: Memory,
+}
+
+impl Storage {
+    /// Allocates; contents are arbitrary but initialised on the host.
+    pub fn alloc(device: &Device, bytes: usize) -> Result<Self> {
+        let memory = match device {
+            Device::Cpu => Memory::Host(HostBuffer::alloc(bytes, false)?),
+            Device::Emulated if cfg!(feature = "emulator") => Memory::Host(HostBuffer::alloc(bytes, true)?),
+            Device::Emulated => return Err(Device::no_emulator()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(d) => Memory::Cuda(d.alloc(bytes)?),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(d) => match **d {},
+        };
+        Ok(Self { device: device.clone(), bytes, memory })
+    }
+
+    /// Device it is on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Address for kernels that read.
+    pub fn ptr(&self) -> u64 {
+        match &self.memory {
+            Memory::Host(b) => b.ptr(),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(b) => b.ptr(),
+        }
+    }
+
+    /// Contents, when this is host memory.
+    pub fn host(&self) -> Option<&[u8]> {
+        match &self.memory {
+            Memory::Host(b) => Some(b.bytes()),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(_) => None,
+        }
+    }
+
+    /// Contents for writing, when this is host memory.
+    pub fn host_mut(&mut self) -> Option<&mut [u8]> {
+        match &mut self.memory {
+            Memory::Host(b) => Some(b.bytes_mut()),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(_) => None,
+        }
+    }
+
+    /// Copies host bytes in; the lengths are equal.
+    pub fn upload(&mut self, from: &[u8]) -> Result<()> {
+        debug_assert_eq!(from.len(), self.bytes);
+        match &mut self.memory {
+            Memory::Host(b) => b.bytes_mut().copy_from_slice(from),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(b) => b.upload(from)?,
+        }
+        Ok(())
+    }
+
+    /// Copies out to host bytes; the lengths are equal. Waits for the device.
+    pub fn download(&self, to: &mut [u8]) -> Result<()> {
+        debug_assert_eq!(to.len(), self.bytes);
+        match &self.memory {
+            Memory::Host(b) => to.copy_from_slice(b.bytes()),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(b) => b.download(to)?,
+        }
+        Ok(())
+    }
+
+    /// Sets every byte to zero.
+    pub fn zero(&mut self) -> Result<()> {
+        match &mut self.memory {
+            Memory::Host(b) => b.bytes_mut().fill(0),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(b) => b.zero()?,
+        }
+        Ok(())
+    }
+
+    /// Copies from an allocation of the same size on the same device.
+    pub fn copy_from(&mut self, from: &Storage) -> Result<()> {
+        match (&mut self.memory, &from.memory) {
+            (Memory::Host(to), Memory::Host(from)) => to.bytes_mut().copy_from_slice(from.bytes()),
+            #[cfg(feature = "cuda")]
+            (Memory::Cuda(to), Memory::Cuda(from)) => to.copy_from(from)?,
+            #[cfg(feature = "cuda")]
+            (Memory::Cuda(to), Memory::Host(from)) => to.upload(from.bytes())?,
+            #[cfg(feature = "cuda")]
+            (Memory::Host(to), Memory::Cuda(from)) => from.download(to.bytes_mut())?,
+        }
+        Ok(())
+    }
+}

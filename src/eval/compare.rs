@@ -1,0 +1,40 @@
+//! Whether pre-training was worth it: k-NN accuracy of the features against those of random weights.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Knn, extract, knn};
+use crate::data::Folder;
+use crate::nn::Builder;
+use crate::recipes::mae::{Classifier, Pool, load};
+use crate::{DType, Device, Result};
+
+/// Accuracies on the same images.
+#[derive(Clone, Copy, Debug)]
+pub struct Compared {
+    /// Of the trained weights.
+    pub pretrained: Knn,
+    /// Of the same model before training.
+    pub random: Knn,
+}
+
+/// k-NN (k = 20, temperature 0.07) of the class token of the weights at `model`, and of random weights of the same sizes.
+pub fn compare_with_random(
+    model: &Path,
+    train: &Path,
+    test: &Path,
+    device: &Device,
+    dtype: DType,
+    seed: u64,
+) -> Result<Compared> {
+    let builder = Builder::new(device, dtype, seed);
+    let (pretrained, sizes) = load::classifier(model, &builder, 1, Pool::Cls, None)?;
+    let random = Classifier::new(&builder, &sizes, 1, Pool::Cls)?;
+    let (train, test) = (Arc::new(Folder::labelled(train)?), Arc::new(Folder::labelled(test)?));
+    let accuracy = |model: &Classifier| {
+        let bank = extract(model, train.clone(), 64, |_| {})?;
+        let queries = extract(model, test.clone(), 64, |_| {})?;
+        knn(&bank, &queries, 20.min(bank.labels.len()), 0.07)
+    };
+    Ok(Compared { pretrained: accuracy(&pretrained)?, random: accuracy(&random)? })
+}

@@ -1,0 +1,11 @@
+//! Evaluation of frozen features: extraction, k-nearest neighbours, the linear probe.
+
+mod compare;
+mod features;
+mod knn;
+mod linear;
+
+pub use compare::{Compared, compare_with_random};
+pub use features::{Features, extract, write};
+pub use knn::{Knn, check_vote, knn};
+pub use linear::{Probe, linear_probe};

@@ -1,0 +1,44 @@
+//! Shapes of AdamW in the recipes.
+
+use super::{Hyper, Item, adamw, scalars};
+use crate::ops::multi_tensor::{Scalars, Workspace, vit_shapes};
+use crate::ops::{Case, Fill, Input};
+use crate::{DType, Result, Shape, Tensor, Var};
+
+/// One step (`t` = 3) over tensors of these shapes, with the factor of a clipped gradient; every other tensor decays.
+pub fn case(id: impl Into<String>, shapes: &[Shape]) -> Case {
+    let elements: usize = shapes.iter().map(Shape::numel).sum();
+    build(id, shapes, |_| true).bytes(move |dtype: DType| (elements * (28 + dtype.size())) as u64)
+}
+
+/// The same with copies in the compute type for the tensors that `copied` accepts by number.
+pub(super) fn build(id: impl Into<String>, shapes: &[Shape], copied: fn(usize) -> bool) -> Case {
+    let mut inputs = vec![Input::constant("norm", [2], Fill::Acc(vec![4.0, 0.25]))];
+    for shape in shapes {
+        inputs.push(Input::constant("w", shape.clone(), Fill::AccNormal(0.0, 0.1)));
+        inputs.push(Input::constant("m", shape.clone(), Fill::AccNormal(0.0, 0.01)));
+        inputs.push(Input::constant("v", shape.clone(), Fill::AccUniform(1e-6, 1e-3)));
+        inputs.push(Input::constant("g", shape.clone(), Fill::AccNormal(0.0, 0.1)));
+        inputs.push(Input::constant("compute", shape.clone(), Fill::Normal(0.0, 1.0)));
+    }
+    Case::new("adamw", id, inputs, move |_, vars| {
+        let norm = vars[0].value();
+        let hyper = Hyper { beta1: 0.9, beta2: 0.95, eps: 1e-8 };
+        let mut held = vars[1..].iter().map(|v| v.value().deep_clone()).collect::<Result<Vec<Tensor>>>()?;
+        let item = |(i, tensors)| {
+            let [w, m, v, g, compute]: &mut [Tensor; 5] = tensors;
+            let (lr_scale, weight_decay) = (1.0 / (1 + i % 4) as f64, if i % 2 == 0 { 0.05 } else { 0.0 });
+            Item { w, m, v, g, compute: copied(i).then_some(compute), lr_scale, weight_decay }
+        };
+        let mut items: Vec<Item> = held.as_chunks_mut().0.iter_mut().enumerate().map(item).collect();
+        let mut step = Scalars::new();
+        let step = step.set(&scalars(hyper, 1e-3, 3), norm.dtype(), norm.device())?;
+        adamw(&mut items, hyper, step, Some(norm), &mut Workspace::new())?;
+        Ok(held.into_iter().map(Var::constant).collect())
+    })
+}
+
+/// ViT-S and ViT-B (performance.md 1.2).
+pub fn cases() -> Vec<Case> {
+    vec![case("vit_s", &vit_shapes(384, 12)), case("vit_b", &vit_shapes(768, 12))]
+}

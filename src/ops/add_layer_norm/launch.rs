@@ -1,0 +1,80 @@
+//! Arguments of kernels/add_layer_norm.cu; grids are LayerNorm's.
+#![allow(unsafe_code)]
+
+use bytemuck::{Pod, Zeroable};
+
+use super::OP;
+use crate::ops::layer_norm::{
+    Dims,
+    launch::{self, fwd_grid},
+};
+use crate::{Result, Tensor};
+
+/// `struct AddLayerNormFwd`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct FwdArgs {
+    x: u64,
+    r: u64,
+    w: u64,
+    b: u64,
+    sum: u64,
+    y: u64,
+    stats: u64,
+    rows: u32,
+    cols: u32,
+    eps: f32,
+    pad: u32,
+}
+
+/// `struct AddLayerNormBwd`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct BwdArgs {
+    norm: launch::BwdArgs,
+    dsum: u64,
+}
+
+pub(super) fn forward(
+    x: &Tensor,
+    r: &Tensor,
+    w: &Tensor,
+    b: &Tensor,
+    eps: f32,
+    Dims { rows, cols }: Dims,
+    sum: &mut Tensor,
+    y: &mut Tensor,
+    stats: &mut Tensor,
+) -> Result<()> {
+    let args = FwdArgs {
+        x: x.ptr(),
+        r: r.ptr(),
+        w: w.ptr(),
+        b: b.ptr(),
+        sum: sum.ptr_mut(OP)?,
+        y: y.ptr_mut(OP)?,
+        stats: stats.ptr_mut(OP)?,
+        rows: rows as u32,
+        cols: cols as u32,
+        eps,
+        pad: 0,
+    };
+    // SAFETY: `forward` in mod.rs checked r, w and b against x as struct AddLayerNormFwd states and made the outputs.
+    unsafe { x.device().launch(OP, "add_layer_norm_fwd", x.dtype(), fwd_grid(rows), &args) }
+}
+
+pub(super) fn backward(
+    dsum: Option<&Tensor>,
+    dy: &Tensor,
+    sum: &Tensor,
+    w: &Tensor,
+    stats: &Tensor,
+    dims: Dims,
+    dx: &mut Tensor,
+    dw: &mut Tensor,
+    db: &mut Tensor,
+) -> Result<()> {
+    let wrap = |norm| BwdArgs { norm, dsum: dsum.map_or(0, Tensor::ptr) };
+    // SAFETY: `backward` in mod.rs checked dy, dsum and stats against the sum and made the outputs.
+    unsafe { launch::backward_by(OP, "add_layer_norm_bwd", wrap, dy, sum, w, stats, dims, dx, dw, db) }
+}

@@ -1,0 +1,321 @@
+use proptest::prelude::*;
+
+use super::{Dims, attention, backward, case, forward, launch, probabilities};
+use crate::ops::{Case, Fill};
+use crate::random::{normal, stream};
+use crate::testing::{check, check_dtype, check_gradients, devices};
+use crate::{DType, Device, Error, Result, Tape, Tensor, Var};
+
+#[test]
+fn matches_the_oracle_at_every_tile_edge() {
+    // Lengths around the tiles of 16 and 32 rows; dims in every variant, with and without vector loads.
+    for (n, dim) in [(1, 8), (2, 16), (7, 20), (33, 33), (33, 64), (50, 32), (65, 56), (18, 72), (17, 80), (34, 96)] {
+        check(&case(&[n], 1, dim)).unwrap();
+    }
+}
+
+#[test]
+fn matches_the_oracle_on_long_rows() {
+    check_dtype(&case(&[130], 1, 16), DType::F32).unwrap();
+    check_dtype(&case(&[130], 1, 128), DType::BF16).unwrap();
+    check_dtype(&case(&[50], 1, 128), DType::F16).unwrap();
+    check_dtype(&case(&[50], 1, 65), DType::F32).unwrap();
+}
+
+#[test]
+fn matches_the_oracle_on_packed_lengths() {
+    check(&case(&[5, 0, 1, 17], 2, 12)).unwrap();
+    check(&case(&[0, 33, 2], 3, 8)).unwrap();
+    for nothing in [case(&[], 2, 8), case(&[0, 0], 2, 8), case(&[3], 0, 8)] {
+        check(&nothing).unwrap();
+    }
+}
+
+#[test]
+fn gradients_match_finite_differences() {
+    for (lengths, heads, dim) in [(&[5][..], 1, 3), (&[2, 0, 7], 2, 8), (&[19], 1, 4)] {
+        check_gradients(&case(lengths, heads, dim)).unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(5))]
+    #[test]
+    fn matches_the_oracle(lengths in prop::collection::vec(0usize..24, 1..4), heads in 1usize..3, dim in 1usize..129) {
+        check(&case(&lengths, heads, dim)).unwrap();
+    }
+}
+
+#[test]
+fn host_blocks_and_tasks_join_without_seams() {
+    // 600 tokens are two tasks of 300 queries in three blocks each.
+    check_host(&case(&[600, 129], 1, 8));
+}
+
+/// [`check_dtype`] where the emulator would take minutes: the CPU against its f64 self.
+fn check_host(case: &Case) {
+    let run = |held| {
+        let inputs = crate::testing::operands(case, DType::F32, held, &Device::Cpu)?;
+        let (n, scale) = (inputs[0].shape()[0], 0.25);
+        let (o, lse) = forward(&inputs[0], &inputs[1], n, scale)?;
+        let d = backward(&o, &inputs[0], &o, &lse, &inputs[1], n, scale)?;
+        Ok::<_, Error>([o.to_f64()?, lse.to_f64()?, d.to_f64()?].concat())
+    };
+    let (wide, got) = (run(DType::F64).unwrap(), run(DType::F32).unwrap());
+    let worst = crate::testing::distance(&got, &wide).0;
+    assert!(worst < 512.0 * crate::testing::ulp(DType::F32, 8.0), "{worst:e}"); // as the tolerance policy; values below 16
+}
+
+/// Every device the tests run on, the reference first.
+fn places() -> impl Iterator<Item = Device> {
+    [Device::Cpu].into_iter().chain(devices())
+}
+
+fn random(tokens: usize, heads: usize, dim: usize, seed: u64) -> Vec<f32> {
+    normal(&mut stream(seed, 0), tokens * 3 * heads * dim).into_iter().map(|x| x as f32).collect()
+}
+
+fn offsets(lengths: &[usize], device: &Device) -> Tensor {
+    let ends = lengths.iter().scan(0, |at, &n| {
+        *at += n as i32;
+        Some(*at)
+    });
+    let values: Vec<i32> = std::iter::once(0).chain(ends).collect();
+    Tensor::from_slice(&values, [values.len()], device).unwrap()
+}
+
+/// Output and gradient, `do` being the output.
+fn run(qkv: &[f32], lengths: &[usize], heads: usize, dim: usize, scale: f32, device: &Device) -> [Vec<f32>; 2] {
+    let tokens: usize = lengths.iter().sum();
+    let qkv = Tensor::from_slice(qkv, [tokens, 3, heads, dim], device).unwrap();
+    let cu = offsets(lengths, device);
+    let (o, lse) = forward(&qkv, &cu, tokens, scale).unwrap();
+    let d = backward(&o, &qkv, &o, &lse, &cu, tokens, scale).unwrap();
+    [o, d].map(|t| t.to_vec::<f32>().unwrap())
+}
+
+#[test]
+fn sequences_do_not_see_each_other() {
+    for device in places() {
+        let (heads, dim, lengths) = (2, 12, [5, 33, 9]);
+        let row = 3 * heads * dim;
+        let mut x = random(47, heads, dim, 1);
+        let before = run(&x, &lengths, heads, dim, 0.3, &device);
+        x[5 * row..38 * row].iter_mut().for_each(|x| *x = f32::NAN);
+        let after = run(&x, &lengths, heads, dim, 0.3, &device);
+        for (before, after) in before.iter().zip(&after) {
+            let row = before.len() / 47;
+            assert_eq!(before[..5 * row], after[..5 * row]);
+            assert_eq!(before[38 * row..], after[38 * row..]);
+            assert!(after[5 * row..38 * row].iter().all(|x| x.is_nan()));
+        }
+    }
+}
+
+#[test]
+fn permuting_sequences_permutes_results() {
+    for device in places() {
+        let (heads, dim, lengths) = (2, 20, [7, 1, 34]);
+        let swap = |x: &[f32]| {
+            let row = x.len() / 42;
+            [&x[8 * row..], &x[..7 * row], &x[7 * row..8 * row]].concat()
+        };
+        let x = random(42, heads, dim, 2);
+        let straight = run(&x, &lengths, heads, dim, 0.2, &device);
+        let swapped = run(&swap(&x), &[34, 7, 1], heads, dim, 0.2, &device);
+        assert_eq!(straight.map(|t| swap(&t)), swapped, "the same bits on {device}");
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let x = random(300, 2, 24, 3);
+    let run_in = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| run(&x, &[290, 10], 2, 24, 0.2, &Device::Cpu))
+    };
+    assert_eq!(run_in(1), run_in(3));
+}
+
+#[test]
+fn a_shift_of_all_keys_changes_nothing() {
+    // S moves by q · shift in every column of a row, so P stays, and the gradients by k add up to zero.
+    for device in places() {
+        let (n, dim) = (37, 16);
+        let mut x = random(n, 1, dim, 4);
+        let [o, d] = run(&x, &[n], 1, dim, 0.25, &device);
+        for c in 0..dim {
+            let sum: f32 = (0..n).map(|i| d[(3 * i + 1) * dim + c]).sum();
+            let size: f32 = (0..n).map(|i| d[(3 * i + 1) * dim + c].abs()).sum();
+            assert!(sum.abs() < 1e-5 * size.max(1.0), "column {c}: {sum} of {size}");
+        }
+        (0..n).for_each(|i| (0..dim).for_each(|c| x[(3 * i + 1) * dim + c] += 2.0));
+        let [shifted, _] = run(&x, &[n], 1, dim, 0.25, &device);
+        assert!(o.iter().zip(&shifted).all(|(a, b)| (a - b).abs() < 1e-4));
+    }
+}
+
+#[test]
+fn equal_keys_give_the_mean_of_the_values() {
+    for device in places() {
+        let (n, dim) = (35, 9);
+        let mut x = random(n, 1, dim, 5);
+        (0..n).for_each(|i| (0..dim).for_each(|c| x[(3 * i + 1) * dim + c] = x[dim + c]));
+        let [o, d] = run(&x, &[n], 1, dim, 1.0, &device);
+        for c in 0..dim {
+            let mean = (0..n).map(|i| f64::from(x[(3 * i + 2) * dim + c])).sum::<f64>() / n as f64;
+            assert!((0..n).all(|i| (f64::from(o[i * dim + c]) - mean).abs() < 1e-6));
+        }
+        // dq = Σ dS · k with equal k: the sum over a row of dS is zero.
+        assert!((0..n).all(|i| (0..dim).all(|c| d[3 * i * dim + c].abs() < 1e-5)));
+    }
+}
+
+#[test]
+fn extreme_logits_stay_finite_and_right() {
+    // Logits up to 1e4 apart: every row is one-hot or a tie.
+    for device in places() {
+        let (n, dim) = (40, 8);
+        let mut x = random(n, 1, dim, 6);
+        for i in 0..n {
+            let [q, k] = [0, 1].map(|part| (3 * i + part) * dim);
+            x[q..q + dim].fill(0.0);
+            x[k..k + dim].fill(0.0);
+            x[q] = if i % 2 == 0 { 100.0 } else { -100.0 };
+            x[k] = match i {
+                3 | 38 => 100.0,
+                5 => -100.0,
+                _ => (i as f32) - 20.0,
+            };
+        }
+        let [o, d] = run(&x, &[n], 1, dim, 1.0, &device);
+        assert!(o.iter().chain(&d).all(|x| x.is_finite()));
+        let v = |i: usize, c: usize| x[(3 * i + 2) * dim + c];
+        for i in 0..n {
+            for c in 0..dim {
+                let expected = if i % 2 == 0 { (v(3, c) + v(38, c)) / 2.0 } else { v(5, c) };
+                assert!((o[i * dim + c] - expected).abs() < 1e-5, "row {i} on {device}");
+            }
+        }
+    }
+}
+
+#[test]
+fn probabilities_are_what_attention_used() {
+    let (lengths, heads, dim) = ([3, 19], 2, 8);
+    let x = random(22, heads, dim, 7);
+    let qkv = Tensor::from_slice(&x, [22, 3, heads, dim], &Device::Cpu).unwrap();
+    let cu = offsets(&lengths, &Device::Cpu);
+    let p = probabilities(&qkv, &cu, 1, 0.3).unwrap();
+    assert_eq!(**p.shape(), [heads, 19, 19]);
+    let (p, [o, _]) = (p.to_vec::<f32>().unwrap(), run(&x, &lengths, heads, dim, 0.3, &Device::Cpu));
+    for (h, i) in (0..heads).flat_map(|h| (0..19).map(move |i| (h, i))) {
+        let row = &p[(h * 19 + i) * 19..][..19];
+        assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        for c in 0..dim {
+            let value = |j: usize| x[(((3 + j) * 3 + 2) * heads + h) * dim + c];
+            let expected: f32 = row.iter().enumerate().map(|(j, p)| p * value(j)).sum();
+            assert!((o[((3 + i) * heads + h) * dim + c] - expected).abs() < 1e-5);
+        }
+    }
+    let error = probabilities(&qkv, &cu, 2, 0.3).unwrap_err();
+    assert_eq!(error.to_string(), "attention: `sequence` has value 2, expected less than 2 sequences");
+    let none = offsets(&[22, 0], &Device::Cpu);
+    assert_eq!(**probabilities(&qkv, &none, 1, 0.3).unwrap().shape(), [heads, 0, 0]);
+}
+
+#[test]
+fn saves_the_operand_the_result_and_one_number_per_row() {
+    for (dtype, size) in [(DType::F32, 4), (DType::BF16, 2)] {
+        let tape = Tape::new();
+        let qkv = tape.leaf(Tensor::zeros([22, 3, 2, 8], dtype, &Device::Cpu).unwrap());
+        attention(&tape, &qkv, &offsets(&[3, 19], &Device::Cpu), 19, 1.0).unwrap();
+        assert_eq!(tape.saved()[1], ("attention", 4 * size * 22 * 2 * 8 + 4 * 2 * 22 + 4 * 3));
+    }
+}
+
+#[test]
+fn kernels_hold_every_head_dimension() {
+    for dim in 1..=128 {
+        let (kv, q) = launch::bwd(dim);
+        assert_eq!(kv.tile, q.tile);
+        for tiles in [launch::fwd(dim), kv, q] {
+            let columns: usize = tiles.kernel.rsplit_once("_hd").unwrap().1.parse().unwrap();
+            assert!(dim <= columns && dim > columns - 32, "{tiles:?} for {dim}");
+            assert!(tiles.kernel.contains(&format!("_{0}x{0}_", tiles.tile)), "{tiles:?}");
+        }
+        // Tiles of padded rows as in attention.cuh, in bytes: static shared memory ends at 48 KiB.
+        let columns = dim.next_multiple_of(32);
+        let tile = |rows: usize, columns: usize| 4 * rows * (columns + 4);
+        let f = launch::fwd(dim).tile;
+        assert!(2 * tile(f, columns) + tile(f, f) <= 48 << 10);
+        assert!(4 * tile(kv.tile, columns) + 2 * tile(kv.tile, kv.tile) + 8 * kv.tile <= 48 << 10);
+    }
+}
+
+#[test]
+fn grids_cover_every_sequence() {
+    for (tile, max_seqlen, tokens, seqs) in [(32, 1, 9, 9), (16, 50, 500, 10), (32, 257, 257, 1), (16, 900, 33, 4)] {
+        let dims = Dims { tokens, heads: 3, dim: 64, seqs, max_seqlen };
+        let (tiles, grid) = launch::grid(tile, dims).unwrap();
+        assert!(tiles as usize * tile >= max_seqlen.min(tokens));
+        assert_eq!(grid.grid, [tiles * seqs as u32, 3, 1]);
+        assert_eq!(grid.block, [4 * tile as u32, 1, 1]);
+    }
+    let dims = Dims { tokens: 1 << 30, heads: 1, dim: 64, seqs: 1 << 20, max_seqlen: usize::MAX };
+    assert!(launch::grid(32, dims).unwrap_err().to_string().starts_with("attention: `max_seqlen` has value"));
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let tensor = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+    let bounds = |values: &[i32]| Tensor::from_slice(values, [values.len()], &Device::Cpu).unwrap();
+    let run = |qkv: &Tensor, cu: &Tensor, max: usize| -> Result<Var> {
+        attention(&Tape::no_grad(), &Var::constant(qkv.clone()), cu, max, 1.0)
+    };
+    let qkv = tensor(&[5, 3, 2, 8]);
+    let says = |qkv: &Tensor, cu: &Tensor, max: usize, expected: &str| {
+        let error = run(qkv, cu, max).unwrap_err();
+        assert!(matches!(error, Error::Argument { .. }));
+        assert_eq!(error.to_string(), format!("attention: `{expected}"));
+    };
+    let extents = "[tokens, 3, heads, head_dim] with head_dim 1 to 128";
+    says(&tensor(&[5, 2, 2, 8]), &bounds(&[0, 5]), 5, &format!("qkv` has shape [5, 2, 2, 8], expected {extents}"));
+    says(&tensor(&[5, 3, 2, 129]), &bounds(&[0, 5]), 5, &format!("qkv` has shape [5, 3, 2, 129], expected {extents}"));
+    says(&tensor(&[5, 3, 16]), &bounds(&[0, 5]), 5, "qkv` has shape [5, 3, 16], expected 4 axes");
+    says(&qkv, &tensor(&[2]), 5, "cu_seqlens` has dtype f32, expected i32");
+    says(&qkv, &bounds(&[]), 5, "cu_seqlens` has shape [0], expected [sequences + 1]");
+    says(&qkv, &bounds(&[1, 5]), 5, "cu_seqlens[0]` has value 1, expected 0");
+    says(&qkv, &bounds(&[0, 3, 2, 5]), 5, "cu_seqlens[2]` has value 2, expected at least 3, the offset before it");
+    says(&qkv, &bounds(&[0, 4]), 5, "cu_seqlens[1]` has value 4, expected 5, the number of tokens");
+    says(&qkv, &bounds(&[0, 1, 5]), 3, "cu_seqlens[2]` has value 5, expected at most 1 + max_seqlen = 4");
+    let whole = Tensor::zeros([5, 3, 2, 8], DType::I32, &Device::Cpu).unwrap();
+    says(&whole, &bounds(&[0, 5]), 5, "qkv` has dtype i32, expected a float type");
+
+    let (o, lse) = forward(&qkv, &bounds(&[0, 5]), 5, 1.0).unwrap();
+    let error = backward(&tensor(&[5, 15]), &qkv, &o, &lse, &bounds(&[0, 5]), 5, 1.0).unwrap_err();
+    assert_eq!(error.to_string(), "attention: `do` has shape [5, 15], expected [5, 16]");
+    let error = backward(&o, &qkv, &o, &o, &bounds(&[0, 5]), 5, 1.0).unwrap_err();
+    assert_eq!(error.to_string(), "attention: `lse` has shape [5, 16], expected [2, 5]");
+}
+
+#[test]
+fn unchecked_offsets_reach_no_foreign_memory() {
+    // As on a GPU, whose offsets the host does not see: kernels cut them to the tokens there are.
+    for device in devices().into_iter().filter(|device| !device.is_host()) {
+        let qkv = Tensor::zeros([5, 3, 2, 8], DType::F32, &device).unwrap();
+        let cu = Tensor::from_slice(&[-7, 3, 1, 1 << 30], [4], &device).unwrap();
+        forward(&qkv, &cu, 5, 1.0).unwrap();
+        device.synchronize().unwrap();
+    }
+}
+
+#[test]
+fn cases_name_equal_and_packed_lengths() {
+    assert_eq!(case(&[50; 8], 3, 64).id, "8x3x50x64");
+    let packed = case(&[5, 0, 17, 17], 2, 8);
+    assert_eq!(packed.id, "(1x5+1x0+2x17)x2x8");
+    assert!(matches!(&packed.inputs[1].fill, Fill::I32(v) if *v == [0, 5, 5, 22, 39]));
+    assert_eq!(packed.flops, 4 * (25 + 2 * 289) * 2 * 8);
+    assert_eq!(super::cases().last().unwrap().id, "(128x257+512x50)x6x64");
+}

@@ -1,0 +1,130 @@
+//! Grids and arguments of kernels/batch_norm.cu.
+#![allow(unsafe_code)]
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Dims, OP};
+use crate::device::Launch;
+use crate::{Result, Tensor};
+
+/// Columns of a block, `COLS` in the kernel.
+const COLS: u32 = 32;
+/// Rows of a block at a time, `ROWS` in the kernel.
+const ROWS: u32 = 8;
+/// Threads of a block of `batch_norm_normalize`, one per column.
+const THREADS: u32 = 128;
+/// Most blocks a grid has in y.
+const MAX_Y: usize = 65_535;
+
+/// `struct BatchNormFwd`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct FwdArgs {
+    x: u64,
+    y: u64,
+    mean: u64,
+    var: u64,
+    rows: u32,
+    cols: u32,
+    eps: f32,
+    pad: u32,
+}
+
+/// `struct BatchNormBwd`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct BwdArgs {
+    dy: u64,
+    x: u64,
+    mean: u64,
+    var: u64,
+    dx: u64,
+    rows: u32,
+    cols: u32,
+    eps: f32,
+    pad: u32,
+}
+
+/// `struct BatchNormNormalize`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct NormalizeArgs {
+    x: u64,
+    mean: u64,
+    var: u64,
+    y: u64,
+    rows: u64,
+    cols: u32,
+    eps: f32,
+}
+
+/// One block per 32 columns, whole columns each.
+pub(super) fn grid(cols: usize) -> Launch {
+    Launch::linear((cols as u32).div_ceil(COLS), COLS * ROWS)
+}
+
+/// Columns in x, rows in y; the kernel strides over the rows that are left.
+pub(super) fn normalize_grid(Dims { rows, cols }: Dims) -> Launch {
+    let blocks = (cols as u32).div_ceil(THREADS);
+    Launch { grid: [blocks, rows.min(MAX_Y) as u32, 1], block: [THREADS, 1, 1], shared: 0 }
+}
+
+pub(super) fn forward(
+    x: &Tensor,
+    eps: f32,
+    Dims { rows, cols }: Dims,
+    y: &mut Tensor,
+    mean: &mut Tensor,
+    var: &mut Tensor,
+) -> Result<()> {
+    let args = FwdArgs {
+        x: x.ptr(),
+        y: y.ptr_mut(OP)?,
+        mean: mean.ptr_mut(OP)?,
+        var: var.ptr_mut(OP)?,
+        rows: rows as u32,
+        cols: cols as u32,
+        eps,
+        pad: 0,
+    };
+    // SAFETY: `forward` in mod.rs made y like x, [rows, cols], and mean and var [cols]; all outlive the call.
+    unsafe { x.device().launch(OP, "batch_norm_fwd", x.dtype(), grid(cols), &args) }
+}
+
+pub(super) fn backward(
+    dy: &Tensor,
+    x: &Tensor,
+    mean: &Tensor,
+    var: &Tensor,
+    eps: f32,
+    Dims { rows, cols }: Dims,
+    dx: &mut Tensor,
+) -> Result<()> {
+    let args = BwdArgs {
+        dy: dy.ptr(),
+        x: x.ptr(),
+        mean: mean.ptr(),
+        var: var.ptr(),
+        dx: dx.ptr_mut(OP)?,
+        rows: rows as u32,
+        cols: cols as u32,
+        eps,
+        pad: 0,
+    };
+    // SAFETY: `backward` in mod.rs checked dy against x and mean and var to be [cols], and made dx like x.
+    unsafe { x.device().launch(OP, "batch_norm_bwd", x.dtype(), grid(cols), &args) }
+}
+
+pub(super) fn normalize(x: &Tensor, mean: &Tensor, var: &Tensor, eps: f32, dims: Dims, y: &mut Tensor) -> Result<()> {
+    let args = NormalizeArgs {
+        x: x.ptr(),
+        mean: mean.ptr(),
+        var: var.ptr(),
+        y: y.ptr_mut(OP)?,
+        rows: dims.rows as u64,
+        cols: dims.cols as u32,
+        eps,
+    };
+    // SAFETY: `normalize` in mod.rs checked mean and var to be [cols] and made y like x.
+    unsafe { x.device().launch(OP, "batch_norm_normalize", x.dtype(), normalize_grid(dims), &args) }
+}

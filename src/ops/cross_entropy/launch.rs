@@ -1,0 +1,123 @@
+//! Grids and arguments of kernels/cross_entropy.cu.
+#![allow(unsafe_code)]
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Dims, OP, Targets};
+use crate::device::Launch;
+use crate::{DType, Result, Tensor};
+
+/// Rows per block, one warp each.
+const WARPS: u32 = 4;
+/// Threads of the one block that averages the rows' losses.
+const MEAN_THREADS: u32 = 256;
+
+/// `struct CrossEntropyFwd`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct FwdArgs {
+    logits: u64,
+    classes: u64,
+    soft: u64,
+    lse: u64,
+    losses: u64,
+    rows: u32,
+    cols: u32,
+    smoothing: f32,
+    pad: u32,
+}
+
+/// `struct CrossEntropyMean`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct MeanArgs {
+    losses: u64,
+    loss: u64,
+    rows: u32,
+    pad: u32,
+}
+
+/// `struct CrossEntropyBwd`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct BwdArgs {
+    dloss: u64,
+    logits: u64,
+    lse: u64,
+    classes: u64,
+    soft: u64,
+    dlogits: u64,
+    rows: u32,
+    cols: u32,
+    smoothing: f32,
+    pad: u32,
+}
+
+/// One warp per row.
+pub(super) fn grid(rows: usize) -> Launch {
+    Launch::linear((rows as u32).div_ceil(WARPS), WARPS * 32)
+}
+
+/// Addresses of classes and of soft targets; the other is null.
+fn pointers(targets: Targets<'_>) -> (u64, u64) {
+    match targets {
+        Targets::Classes(t) => (t.ptr(), 0),
+        Targets::Soft(t) => (0, t.ptr()),
+    }
+}
+
+pub(super) fn forward(
+    logits: &Tensor,
+    targets: Targets<'_>,
+    smoothing: f32,
+    Dims { rows, cols }: Dims,
+    loss: &mut Tensor,
+    lse: &mut Tensor,
+) -> Result<()> {
+    let device = logits.device();
+    let mut losses = Tensor::uninit([rows], DType::F32, device)?;
+    let (classes, soft) = pointers(targets);
+    let args = FwdArgs {
+        logits: logits.ptr(),
+        classes,
+        soft,
+        lse: lse.ptr_mut(OP)?,
+        losses: losses.ptr_mut(OP)?,
+        rows: rows as u32,
+        cols: cols as u32,
+        smoothing,
+        pad: 0,
+    };
+    // SAFETY: `Dims::check` fixed the lengths of logits and targets that struct CrossEntropyFwd states; lse and losses
+    // are [rows]; all outlive the call. The kernel does not follow a class outside the row.
+    unsafe { device.launch(OP, "cross_entropy_fwd", logits.dtype(), grid(rows), &args)? };
+    let args = MeanArgs { losses: losses.ptr(), loss: loss.ptr_mut(OP)?, rows: rows as u32, pad: 0 };
+    // SAFETY: `losses` was filled by the launch before on the same stream; `loss` is [1].
+    unsafe { device.launch(OP, "cross_entropy_mean", DType::F32, Launch::linear(1, MEAN_THREADS), &args) }
+}
+
+pub(super) fn backward(
+    dloss: &Tensor,
+    logits: &Tensor,
+    lse: &Tensor,
+    targets: Targets<'_>,
+    smoothing: f32,
+    Dims { rows, cols }: Dims,
+    dlogits: &mut Tensor,
+) -> Result<()> {
+    let (classes, soft) = pointers(targets);
+    let args = BwdArgs {
+        dloss: dloss.ptr(),
+        logits: logits.ptr(),
+        lse: lse.ptr(),
+        classes,
+        soft,
+        dlogits: dlogits.ptr_mut(OP)?,
+        rows: rows as u32,
+        cols: cols as u32,
+        smoothing,
+        pad: 0,
+    };
+    // SAFETY: `backward` checked dloss to be [1] and lse [rows], `Dims::check` the targets; dlogits is like logits.
+    unsafe { logits.device().launch(OP, "cross_entropy_bwd", logits.dtype(), grid(rows), &args) }
+}

@@ -1,0 +1,41 @@
+//! Arguments of kernels/gelu.cu.
+#![allow(unsafe_code)]
+
+use bytemuck::{Pod, Zeroable};
+
+use super::OP;
+use crate::tensor::elementwise;
+use crate::{Result, Tensor};
+
+/// `struct GeluFwd`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct FwdArgs {
+    x: u64,
+    y: u64,
+    n: u64,
+}
+
+/// `struct GeluBwd`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct BwdArgs {
+    dy: u64,
+    x: u64,
+    dx: u64,
+    n: u64,
+}
+
+pub(super) fn forward(x: &Tensor, y: &mut Tensor) -> Result<()> {
+    let n = x.numel();
+    let args = FwdArgs { x: x.ptr(), y: y.ptr_mut(OP)?, n: n as u64 };
+    // SAFETY: `forward` made `y` like `x`, which has `n` elements; both outlive the call.
+    unsafe { x.device().launch(OP, "gelu_fwd", x.dtype(), elementwise(n), &args) }
+}
+
+pub(super) fn backward(dy: &Tensor, x: &Tensor, dx: &mut Tensor) -> Result<()> {
+    let n = x.numel();
+    let args = BwdArgs { dy: dy.ptr(), x: x.ptr(), dx: dx.ptr_mut(OP)?, n: n as u64 };
+    // SAFETY: `backward` checked that `dy` has the shape and dtype of `x` and made `dx` like it.
+    unsafe { x.device().launch(OP, "gelu_bwd", x.dtype(), elementwise(n), &args) }
+}

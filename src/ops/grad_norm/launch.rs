@@ -1,0 +1,64 @@
+//! Grid and arguments of kernels/grad_norm.cu.
+#![allow(unsafe_code)]
+
+use bytemuck::{Pod, Zeroable};
+
+use super::OP;
+use crate::device::Launch;
+use crate::ops::multi_tensor::{CHUNK, THREADS, Workspace};
+use crate::{DType, Result, Tensor};
+
+/// `struct GradNormTensor`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Record {
+    g: u64,
+    n: u64,
+}
+
+/// `struct GradNorm`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Args {
+    records: u64,
+    chunks: u64,
+    sums: u64,
+    chunk: u32,
+    pad: u32,
+}
+
+/// `struct GradNormFinish`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct FinishArgs {
+    sums: u64,
+    out: u64,
+    max_norm: f64,
+    count: u32,
+    clip: u32,
+}
+
+pub(super) fn grad_norm(
+    grads: &[&Tensor],
+    max_norm: Option<f64>,
+    out: &mut Tensor,
+    work: &mut Workspace,
+) -> Result<()> {
+    let device = out.device().clone();
+    let records: Vec<Record> = grads.iter().map(|g| Record { g: g.ptr(), n: g.numel() as u64 }).collect();
+    let lengths: Vec<usize> = grads.iter().map(|g| g.numel()).collect();
+    let table = work.table(&records, &lengths, &device)?;
+    let sums = work.scratch(OP, table.blocks as usize, &device)?;
+    let args = Args { records: table.records, chunks: table.chunks, sums, chunk: CHUNK as u32, pad: 0 };
+    // SAFETY: each record states the length of its own tensor; `sums` has one f64 per block; both live in `work`.
+    unsafe { device.launch(OP, "grad_norm", DType::F32, Launch::linear(table.blocks, THREADS), &args)? };
+    let args = FinishArgs {
+        sums,
+        out: out.ptr_mut(OP)?,
+        max_norm: max_norm.unwrap_or_default(),
+        count: table.blocks,
+        clip: max_norm.is_some().into(),
+    };
+    // SAFETY: `out` is [2] f32; the launch before on the same stream filled the `count` sums.
+    unsafe { device.launch(OP, "grad_norm_finish", DType::F32, Launch::linear(1, THREADS), &args) }
+}

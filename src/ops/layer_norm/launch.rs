@@ -1,0 +1,153 @@
+//! Grid and arguments of kernels/layer_norm.cu.
+#![allow(unsafe_code)]
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Dims, OP};
+use crate::device::Launch;
+use crate::{DType, Result, Tensor};
+
+/// Rows per block of the forward, one warp each: enough warps to hide latency, few enough that 8 blocks fit an SM.
+const WARPS: u32 = 4;
+/// Row blocks of the weight gradients: two waves of 132 SMs; fewer leave SMs idle, more make the second pass longer.
+const PARTS: usize = 264;
+/// Rows per block below which more parts do not pay.
+const MIN_ROWS: usize = 16;
+
+/// `struct LayerNormFwd`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct FwdArgs {
+    x: u64,
+    w: u64,
+    b: u64,
+    y: u64,
+    stats: u64,
+    rows: u32,
+    cols: u32,
+    eps: f32,
+    pad: u32,
+}
+
+/// `struct LayerNormBwd`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(in crate::ops) struct BwdArgs {
+    dy: u64,
+    x: u64,
+    w: u64,
+    stats: u64,
+    dx: u64,
+    part: u64,
+    rows: u32,
+    cols: u32,
+    rows_per_part: u32,
+    pad: u32,
+}
+
+/// `struct LayerNormBwdReduce`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ReduceArgs {
+    part: u64,
+    dw: u64,
+    db: u64,
+    parts: u32,
+    cols: u32,
+}
+
+/// One warp per row.
+pub(in crate::ops) fn fwd_grid(rows: usize) -> Launch {
+    Launch::linear((rows as u32).div_ceil(WARPS), WARPS * 32)
+}
+
+/// How the rows are split for the weight gradients: parts and rows per part.
+pub(in crate::ops) fn split(rows: usize) -> (usize, usize) {
+    let per_part = rows.div_ceil(PARTS).max(MIN_ROWS);
+    (rows.div_ceil(per_part).max(1), per_part)
+}
+
+pub(super) fn forward(
+    x: &Tensor,
+    w: &Tensor,
+    b: &Tensor,
+    eps: f32,
+    Dims { rows, cols }: Dims,
+    y: &mut Tensor,
+    stats: &mut Tensor,
+) -> Result<()> {
+    let args = FwdArgs {
+        x: x.ptr(),
+        w: w.ptr(),
+        b: b.ptr(),
+        y: y.ptr_mut(OP)?,
+        stats: stats.ptr_mut(OP)?,
+        rows: rows as u32,
+        cols: cols as u32,
+        eps,
+        pad: 0,
+    };
+    // SAFETY: `Dims::check` fixed every length that struct LayerNormFwd states; all tensors outlive the call.
+    unsafe { x.device().launch(OP, "layer_norm_fwd", x.dtype(), fwd_grid(rows), &args) }
+}
+
+pub(super) fn backward(
+    dy: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    stats: &Tensor,
+    dims: Dims,
+    dx: &mut Tensor,
+    dw: &mut Tensor,
+    db: &mut Tensor,
+) -> Result<()> {
+    // SAFETY: `backward` in mod.rs checked that dy has the shape of x and made the outputs.
+    unsafe { backward_by(OP, "layer_norm_bwd", |args| args, dy, x, w, stats, dims, dx, dw, db) }
+}
+
+/// Backward by `kernel` of `kernels/<op>.cu`, whose arguments `wrap` makes of those of LayerNorm, and the reduction of
+/// what it leaves for the weights.
+///
+/// # Safety
+/// dy, x and dx are [rows, cols], w, dw and db [cols], stats [rows, 2]; what `wrap` adds is as its struct states.
+pub(in crate::ops) unsafe fn backward_by<A: Pod>(
+    op: &'static str,
+    kernel: &'static str,
+    wrap: impl FnOnce(BwdArgs) -> A,
+    dy: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    stats: &Tensor,
+    Dims { rows, cols }: Dims,
+    dx: &mut Tensor,
+    dw: &mut Tensor,
+    db: &mut Tensor,
+) -> Result<()> {
+    let (parts, rows_per_part) = split(rows);
+    let mut part = Tensor::uninit([parts, 2, cols], DType::F32, x.device())?;
+    let args = BwdArgs {
+        dy: dy.ptr(),
+        x: x.ptr(),
+        w: w.ptr(),
+        stats: stats.ptr(),
+        dx: dx.ptr_mut(op)?,
+        part: part.ptr_mut(op)?,
+        rows: rows as u32,
+        cols: cols as u32,
+        rows_per_part: rows_per_part as u32,
+        pad: 0,
+    };
+    let grid = Launch::linear(parts as u32, WARPS * 32);
+    // SAFETY: lengths as the caller promises; `part` is [parts, 2, cols] as struct LayerNormBwd states.
+    unsafe { x.device().launch(op, kernel, x.dtype(), grid, &wrap(args))? };
+    let args = ReduceArgs {
+        part: part.ptr(),
+        dw: dw.ptr_mut(op)?,
+        db: db.ptr_mut(op)?,
+        parts: parts as u32,
+        cols: cols as u32,
+    };
+    let grid = Launch::linear((cols as u32).div_ceil(128), 128);
+    // SAFETY: dw and db are [cols]; `part` was filled by the launch before on the same stream.
+    unsafe { x.device().launch(OP, "layer_norm_bwd_reduce", DType::F32, grid, &args) }
+}

@@ -1,0 +1,57 @@
+use proptest::prelude::*;
+
+use super::{case, launch, layer_norm};
+use crate::testing::{check, check_gradients};
+use crate::{Device, Error, Tape, Tensor, Var};
+
+#[test]
+fn matches_the_oracle_on_odd_shapes() {
+    // One or two columns are left out: the true dx cancels to (nearly) 0 there, and rstd magnifies what rounding leaves.
+    for (rows, cols) in [(1, 5), (1, 31), (3, 32), (5, 33), (7, 257), (67, 8), (130, 100)] {
+        check(&case(rows, cols)).unwrap();
+    }
+}
+
+#[test]
+fn gradients_match_finite_differences() {
+    for (rows, cols) in [(1, 2), (4, 7), (3, 33)] {
+        check_gradients(&case(rows, cols)).unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(6))]
+    #[test]
+    fn matches_the_oracle(rows in 1usize..90, cols in 5usize..300) {
+        check(&case(rows, cols)).unwrap();
+    }
+}
+
+#[test]
+fn grids_cover_every_row() {
+    for rows in [0, 1, 3, 4, 5, 31, 4224, 4225, 100_000] {
+        let grid = launch::fwd_grid(rows);
+        assert!(grid.grid[0] as usize * (grid.block[0] / 32) as usize >= rows);
+        let (parts, per_part) = launch::split(rows);
+        assert!(parts * per_part >= rows && parts <= 264);
+        assert!(rows == 0 || (parts - 1) * per_part < rows, "no empty part");
+    }
+}
+
+#[test]
+fn a_large_mean_keeps_its_digits() {
+    let x: Vec<f32> = (0..768).map(|i| 1000.0 + (i as f32 * 0.7).sin()).collect();
+    let v = |t: &[f32], s: &[usize]| Var::constant(Tensor::from_slice(t, s, &Device::Cpu).unwrap());
+    let y = layer_norm(&Tape::no_grad(), &v(&x, &[1, 768]), &v(&[1.0; 768], &[768]), &v(&[0.0; 768], &[768]), 1e-6);
+    let y = y.unwrap().value().to_f64().unwrap();
+    let var = y.iter().map(|v| v * v).sum::<f64>() / 768.0;
+    assert!((var - 1.0).abs() < 1e-3, "variance {var}");
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let t = |s: &[usize]| Var::constant(Tensor::zeros(s, crate::DType::F32, &Device::Cpu).unwrap());
+    let error = layer_norm(&Tape::no_grad(), &t(&[3, 7]), &t(&[21]), &t(&[7]), 1e-6).unwrap_err();
+    assert!(matches!(error, Error::Argument { .. }));
+    assert_eq!(error.to_string(), "layer_norm: `w` has shape [21], expected [7]");
+}

@@ -1,0 +1,107 @@
+//! The operations. One folder each: equation and gradient in `mod.rs`, plain loops in `reference.rs`, grid in
+//! `launch.rs`, shapes in `case.rs`, tests in `tests.rs`, the kernel in `kernels/<op>.cu`.
+
+pub mod adamw;
+pub mod add;
+pub mod add_layer_norm;
+pub mod assemble_tokens;
+pub mod attention;
+pub mod batch_norm;
+mod case;
+pub mod cast;
+mod column_sum;
+pub mod cross_entropy;
+pub mod ema;
+pub mod gather_rows;
+pub mod gelu;
+pub mod grad_norm;
+mod indices;
+pub mod lars;
+pub mod layer_norm;
+pub mod linear;
+pub mod masked_gather;
+pub mod masked_mse;
+pub mod masked_scatter;
+pub mod mean_pool;
+pub mod multi_tensor;
+pub mod patchify;
+mod pixels;
+pub mod residual;
+pub mod scale;
+pub mod softmax;
+
+pub use case::{Case, Fill, Input};
+pub use patchify::{patchify, unpatchify};
+
+/// The cases of every operation at the recipes' real shapes: what the parity suite and the benches run.
+pub fn cases() -> Vec<Case> {
+    [
+        adamw::cases(),
+        add::cases(),
+        add_layer_norm::cases(),
+        assemble_tokens::cases(),
+        attention::cases(),
+        batch_norm::cases(),
+        cast::cases(),
+        cross_entropy::cases(),
+        ema::cases(),
+        gather_rows::cases(),
+        gelu::cases(),
+        grad_norm::cases(),
+        lars::cases(),
+        layer_norm::cases(),
+        linear::cases(),
+        masked_gather::cases(),
+        masked_mse::cases(),
+        masked_scatter::cases(),
+        mean_pool::cases(),
+        residual::cases(),
+        scale::cases(),
+        softmax::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+use crate::{Error, Result, Tensor};
+
+/// Refuses an argument whose dtype or device is not that of the operation's first argument.
+pub(crate) fn same(op: &'static str, arg: &'static str, x: &Tensor, like: &Tensor) -> Result<()> {
+    if x.dtype() != like.dtype() {
+        return Err(Error::argument(op, arg, "dtype", x.dtype().name(), like.dtype().name()));
+    }
+    on(op, arg, x, like)
+}
+
+/// Refuses an argument that is not of a float type.
+pub(crate) fn float(op: &'static str, arg: &'static str, x: &Tensor) -> Result<()> {
+    if !x.dtype().is_float() {
+        return Err(Error::argument(op, arg, "dtype", x.dtype().name(), "a float type"));
+    }
+    Ok(())
+}
+
+/// Refuses an argument on another device.
+pub(crate) fn on(op: &'static str, arg: &'static str, x: &Tensor, like: &Tensor) -> Result<()> {
+    if x.device() != like.device() {
+        return Err(Error::argument(op, arg, "device", x.device().name(), like.device().name()));
+    }
+    Ok(())
+}
+
+/// Refuses an argument of another shape.
+pub(crate) fn shaped(op: &'static str, arg: &'static str, x: &Tensor, expected: &[usize]) -> Result<()> {
+    if **x.shape() != *expected {
+        return Err(Error::shape(op, arg, x.shape(), format!("{expected:?}")));
+    }
+    Ok(())
+}
+
+/// Refuses an argument of another dtype.
+pub(crate) fn typed(op: &'static str, arg: &'static str, x: &Tensor, expected: crate::DType) -> Result<()> {
+    if x.dtype() != expected {
+        return Err(Error::argument(op, arg, "dtype", x.dtype().name(), expected.name()));
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! The encoder as a classifier: fine-tuning, linear probe, features.
+
+use super::Sizes;
+use crate::nn::vit::{PatchIds, Vit};
+use crate::nn::{Builder, Drops, Init, LayerNorm, Linear, Sequences};
+use crate::{Device, Error, Result, Tape, Tensor, Var, module, ops};
+
+/// What becomes of the tokens after the last block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pool {
+    /// Mean of the patch tokens, then LayerNorm `fc_norm`.
+    Mean,
+    /// LayerNorm `norm`, then the class token.
+    Cls,
+}
+
+/// Trunk, norm and linear head. Parameter names are those of upstream's fine-tuned files.
+#[derive(Clone, Debug)]
+pub struct Classifier {
+    /// The trunk; class token and position table are trained here.
+    pub trunk: Vit,
+    /// `fc_norm` (mean) or `norm` (class token).
+    pub norm: LayerNorm,
+    /// `[classes, embed_dim]`.
+    pub head: Linear,
+    /// How tokens are pooled.
+    pub pool: Pool,
+}
+module!(Classifier { trunk, norm, head });
+
+impl Classifier {
+    /// A classifier with MAE's initial values: head weight N(0, 2e-5²), bias 0.
+    pub fn new(b: &Builder, sizes: &Sizes, classes: usize, pool: Pool) -> Result<Self> {
+        let mut trunk = Vit::new(b, &sizes.vit())?;
+        trunk.pos_embed.trainable = true;
+        let head = b.pp("head");
+        Ok(Self {
+            trunk,
+            norm: LayerNorm::new(
+                &b.pp(if pool == Pool::Mean { "fc_norm" } else { "norm" }),
+                sizes.embed_dim,
+                sizes.eps,
+            )?,
+            head: Linear {
+                weight: head.param("weight", [classes, sizes.embed_dim], Init::Normal(2e-5))?,
+                bias: Some(head.param("bias", [classes], Init::Zeros)?),
+            },
+            pool,
+        })
+    }
+
+    /// What the head sees: `[B, embed_dim]`. `drops`: stochastic depth, one entry per block, or empty.
+    pub fn features(&self, tape: &Tape, images: &Var, norm: Option<&Tensor>, drops: &[Drops]) -> Result<Var> {
+        let (batch, device) = (images.value().shape()[0], images.value().device().clone());
+        let rows = self.trunk.config.patches()? + 1;
+        let ids = PatchIds::all(batch, rows - 1, &device)?;
+        let x = self.trunk.embed(tape, images, norm, &ids)?;
+        let x = self.trunk.run(tape, x, &Sequences::uniform(batch, rows, &device)?, drops)?;
+        match self.pool {
+            Pool::Mean => self.norm.forward(tape, &ops::mean_pool::mean_pool(tape, &x, rows, 1)?),
+            Pool::Cls => {
+                // Only the class rows go through the norm: the others would be thrown away.
+                let class_rows: Vec<i32> = (0..batch).map(|i| (i * rows) as i32).collect();
+                let class_rows = Tensor::from_slice(&class_rows, [batch], &device)?;
+                self.norm.forward(tape, &ops::gather_rows::gather_rows(tape, &x, &class_rows)?)
+            }
+        }
+    }
+
+    /// Logits `[B, classes]`.
+    pub fn forward(&self, tape: &Tape, images: &Var, norm: Option<&Tensor>, drops: &[Drops]) -> Result<Var> {
+        self.head.forward(tape, &self.features(tape, images, norm, drops)?, None)
+    }
+}
+
+/// Stochastic depth as factors: `floor(keep_prob + u) / keep_prob` per sample and branch, `keep_prob = 1 - rate`.
+///
+/// `uniform(block, branch)` gives the `[B]` uniform numbers of a branch (0 attention, 1 MLP); blocks of rate 0 draw none.
+pub fn drops(rates: &[f64], device: &Device, mut uniform: impl FnMut(usize, usize) -> Vec<f32>) -> Result<Vec<Drops>> {
+    let mut factors = |block: usize, branch: usize, rate: f64| {
+        if rate == 0.0 {
+            return Ok(None);
+        }
+        if !(0.0..1.0).contains(&rate) {
+            return Err(Error::config("drop_path", rate, "0 to below 1"));
+        }
+        let keep = (1.0 - rate) as f32;
+        let values: Vec<f32> = uniform(block, branch).iter().map(|u| (keep + u).floor() / keep).collect();
+        Tensor::from_slice(&values, [values.len()], device).map(Some)
+    };
+    let each = |(i, &rate): (usize, &f64)| Ok(Drops { attn: factors(i, 0, rate)?, mlp: factors(i, 1, rate)? });
+    rates.iter().enumerate().map(each).collect()
+}
+
+/// Rate of each block: `rate · i / (depth - 1)`.
+pub fn drop_rates(rate: f64, depth: usize) -> Vec<f64> {
+    (0..depth).map(|i| rate * i as f64 / (depth.max(2) - 1) as f64).collect()
+}

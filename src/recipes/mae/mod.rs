@@ -1,0 +1,16 @@
+//! Masked autoencoders (He et al. 2021, arXiv 2111.06377): pre-training, fine-tuning, linear probe.
+
+pub mod classifier;
+mod config;
+pub mod finetune;
+pub mod load;
+mod model;
+pub mod picture;
+pub mod probe;
+mod step;
+
+pub use classifier::{Classifier, Pool};
+pub use config::{Config, Preset, Sizes};
+pub use finetune::{Finetune, FinetuneConfig};
+pub use model::{Mae, MaskIds};
+pub use step::{Pretrain, imagenet_norm};

@@ -1,0 +1,148 @@
+//! The masked autoencoder: a ViT encoder on the kept patches, a small decoder on all, the loss on the removed ones.
+
+use super::Sizes;
+use crate::data::masks::Masking;
+use crate::nn::pos_embed::sincos_2d;
+use crate::nn::vit::{PatchIds, Vit};
+use crate::nn::{Block, Builder, Drops, Init, LayerNorm, Linear, Sequences};
+use crate::{Device, Param, Result, Tape, Tensor, Var, module, ops};
+
+/// Which patches are kept and which are reconstructed, on the device.
+#[derive(Clone, Debug)]
+pub struct MaskIds {
+    /// Kept patches in noise order and the rank of each patch.
+    pub kept: PatchIds,
+    /// `[B, L - K]` i32, ascending.
+    pub masked: Tensor,
+}
+
+impl MaskIds {
+    /// Copies the masking of `batch` images to the device.
+    pub fn new(masking: &Masking, batch: usize, device: &Device) -> Result<Self> {
+        let len = masking.ids_restore.len() / batch.max(1);
+        let ids = |v: &[i32], n: usize| Tensor::from_slice(v, [batch, n], device);
+        Ok(Self {
+            kept: PatchIds { keep: ids(&masking.ids_keep, masking.keep)?, restore: ids(&masking.ids_restore, len)? },
+            masked: ids(&masking.ids_masked, len - masking.keep)?,
+        })
+    }
+}
+
+/// Encoder and decoder. Parameter names are those of the official checkpoints.
+#[derive(Clone, Debug)]
+pub struct Mae {
+    /// The encoder's trunk.
+    pub encoder: Vit,
+    /// After the encoder.
+    pub norm: LayerNorm,
+    /// Encoder width to decoder width.
+    pub decoder_embed: Linear,
+    /// `[1, 1, decoder width]`: stands for every removed patch.
+    pub mask_token: Param,
+    /// `[1, L + 1, decoder width]`.
+    pub decoder_pos_embed: Param,
+    /// The decoder's transformer.
+    pub decoder_blocks: Vec<Block>,
+    /// After the decoder.
+    pub decoder_norm: LayerNorm,
+    /// Decoder width to the values of a patch, order (py, px, c).
+    pub decoder_pred: Linear,
+    /// Whether targets are normalised per patch.
+    pub norm_pix_loss: bool,
+}
+module!(Mae {
+    encoder,
+    norm,
+    decoder_embed,
+    mask_token,
+    decoder_pos_embed,
+    decoder_blocks,
+    decoder_norm,
+    decoder_pred
+});
+
+impl Mae {
+    /// A model with the official initial values: Xavier uniform linears with
+    /// zero bias, tokens N(0, 0.02²), fixed sin-cos tables.
+    pub fn new(b: &Builder, sizes: &Sizes, norm_pix_loss: bool) -> Result<Self> {
+        let vit = sizes.vit();
+        let [gh, gw] = vit.grid()?;
+        let dim = sizes.decoder_embed_dim;
+        let table = Init::Values(sincos_2d(dim, gh, gw, true)?);
+        let decoder_blocks = (0..sizes.decoder_depth)
+            .map(|i| {
+                let path = b.pp("decoder_blocks").pp(i);
+                Block::new(&path, dim, sizes.decoder_num_heads, sizes.decoder_hidden, sizes.eps)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            encoder: Vit::new(b, &vit)?,
+            norm: LayerNorm::new(&b.pp("norm"), sizes.embed_dim, sizes.eps)?,
+            decoder_embed: Linear::new(&b.pp("decoder_embed"), sizes.embed_dim, dim)?,
+            mask_token: b.param("mask_token", [1, 1, dim], Init::Normal(0.02))?,
+            decoder_pos_embed: b.frozen("decoder_pos_embed", [1, gh * gw + 1, dim], table)?,
+            decoder_blocks,
+            decoder_norm: LayerNorm::new(&b.pp("decoder_norm"), dim, sizes.eps)?,
+            decoder_pred: Linear::new(&b.pp("decoder_pred"), dim, vit.patch * vit.patch * vit.channels)?,
+            norm_pix_loss,
+        })
+    }
+
+    /// Latent tokens of the kept patches, class token first: `[B (K + 1), embed_dim]`.
+    pub fn encode(&self, tape: &Tape, images: &Var, norm: Option<&Tensor>, ids: &PatchIds) -> Result<Var> {
+        let [batch, keep] = ids.keep.dims("encode", "ids.keep")?;
+        let seqs = Sequences::uniform(batch, keep + 1, images.value().device())?;
+        let x = self.encoder.embed(tape, images, norm, ids)?;
+        let x = self.encoder.run(tape, x, &seqs, &[])?;
+        self.norm.forward(tape, &x)
+    }
+
+    /// Decoder tokens before the last norm, class row first: `[B (L + 1), decoder_embed_dim]`.
+    fn decode(&self, tape: &Tape, latent: &Var, ids_restore: &Tensor) -> Result<Var> {
+        let [batch, len] = ids_restore.dims("decode", "ids_restore")?;
+        let seqs = Sequences::uniform(batch, len + 1, latent.value().device())?;
+        let z = self.decoder_embed.forward(tape, latent, None)?;
+        let (token, pos) = (tape.param(&self.mask_token), tape.param(&self.decoder_pos_embed));
+        let mut x = ops::masked_scatter::masked_scatter(tape, &z, &token, &pos, ids_restore)?;
+        let none = Drops::default();
+        for block in &self.decoder_blocks {
+            x = if self.encoder.recompute && tape.records() {
+                block.recomputed(tape, &x, &seqs, &none)?
+            } else {
+                block.forward(tape, &x, &seqs, &none)?
+            };
+        }
+        Ok(x)
+    }
+
+    /// Predicted values of the patches `ids: [B, M]`: `[B M, P]`. Rows nobody asks for are neither normalised nor
+    /// projected.
+    pub fn predict(&self, tape: &Tape, latent: &Var, ids_restore: &Tensor, ids: &Tensor) -> Result<Var> {
+        let x = self.decode(tape, latent, ids_restore)?;
+        let rows = decoder_rows(ids, ids_restore.shape()[1])?;
+        let x = ops::gather_rows::gather_rows(tape, &x, &rows)?;
+        self.decoder_pred.forward(tape, &self.decoder_norm.forward(tape, &x)?, None)
+    }
+
+    /// Mean squared error on the removed patches: a scalar in f32.
+    ///
+    /// `images`: `[B, C, H, W]` u8 (with `norm`) or normalised floats (without).
+    pub fn loss(&self, tape: &Tape, images: &Var, norm: Option<&Tensor>, ids: &MaskIds) -> Result<Var> {
+        let latent = self.encode(tape, images, norm, &ids.kept)?;
+        let pred = self.predict(tape, &latent, &ids.kept.restore, &ids.masked)?;
+        let patch = self.encoder.config.patch;
+        ops::masked_mse::masked_mse(tape, &pred, images.value(), norm, &ids.masked, patch, self.norm_pix_loss)
+    }
+}
+
+/// Rows of the decoder's output `[B (L + 1), ..]` that belong to the patches `ids: [B, M]`.
+fn decoder_rows(ids: &Tensor, len: usize) -> Result<Tensor> {
+    let [_, count] = ids.dims("predict", "ids")?;
+    let rows: Vec<i32> = ids
+        .to_vec::<i32>()?
+        .into_iter()
+        .enumerate()
+        .map(|(i, id)| (i / count.max(1) * (len + 1)) as i32 + 1 + id)
+        .collect();
+    Tensor::from_slice(&rows, [rows.len()], ids.device())
+}

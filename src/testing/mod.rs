@@ -1,0 +1,256 @@
+//! What tests share: the parity check against the f64 oracle, finite differences, the tolerance policy.
+
+mod tolerance;
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+
+use rand::{Rng, RngExt};
+
+use crate::device::host::with_poison;
+use crate::ops::{Case, Fill, Input};
+use crate::random::{normal, stream};
+use crate::{DType, Device, Grads, Result, Tape, Tensor, Var};
+
+pub use tolerance::{compare, distance, ulp};
+
+/// Outcome of a check; the text says what differs where.
+pub type Check = std::result::Result<(), String>;
+
+/// Devices whose kernels are tested: `OCELLUS_TEST_DEVICE` (`cpu`, `emulated`, `cuda`) or, unset, the emulator if built
+/// in and a GPU if there is one.
+///
+/// # Panics
+/// When the device asked for is not there: a test must not pass by testing nothing.
+pub fn devices() -> Vec<Device> {
+    match std::env::var("OCELLUS_TEST_DEVICE") {
+        Ok(name) if name == "cpu" => vec![],
+        Ok(name) => vec![Device::parse(&name).unwrap_or_else(|e| panic!("OCELLUS_TEST_DEVICE={name}: {e}"))],
+        Err(_) => [Device::emulated(), Device::cuda(0)].into_iter().flatten().collect(),
+    }
+}
+
+/// Storage types every operation is tested in.
+pub const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+fn rng(case: &Case, salt: u64) -> impl Rng + use<> {
+    let mut hasher = DefaultHasher::new();
+    (case.op, &case.id).hash(&mut hasher);
+    stream(hasher.finish(), salt)
+}
+
+/// Values of an input in f64, before rounding to a storage type; `None` for integers.
+fn values(input: &Input, rng: &mut impl Rng) -> Option<Vec<f64>> {
+    let n = input.shape.numel();
+    let scaled = |rng: &mut _, mean: f64, std: f64| normal(rng, n).into_iter().map(|x| mean + std * x).collect();
+    match &input.fill {
+        Fill::Normal(mean, std) | Fill::AccNormal(mean, std) => Some(scaled(rng, *mean, *std)),
+        Fill::Uniform(low, high) | Fill::AccUniform(low, high) => {
+            Some((0..n).map(|_| low + (high - low) * rng.random::<f64>()).collect())
+        }
+        Fill::Acc(values) => Some(values.clone()),
+        Fill::I32(_) | Fill::U8 => None,
+    }
+}
+
+/// The operands of a case: float values rounded to `storage`, held in `held` (f64 for the oracle, else `storage`).
+pub fn operands(case: &Case, storage: DType, held: DType, device: &Device) -> Result<Vec<Tensor>> {
+    let mut rng = rng(case, 0); // the same values whatever the types
+    let make = |input: &Input| {
+        let shape = input.shape.clone();
+        if let Some(values) = values(input, &mut rng) {
+            let acc = matches!(input.fill, Fill::AccNormal(..) | Fill::AccUniform(..) | Fill::Acc(_));
+            let rounded = if acc { storage.accumulate() } else { storage };
+            let target = if acc { held.accumulate() } else { held };
+            let t = Tensor::from_slice(&values, shape, &Device::Cpu)?.cast(rounded)?.cast(target)?;
+            return t.to_device(device);
+        }
+        match &input.fill {
+            Fill::I32(v) => Tensor::from_slice(v, shape, device),
+            _ => {
+                let bytes: Vec<u8> = (0..shape.numel()).map(|_| rng.random()).collect();
+                Tensor::from_slice(&bytes, shape, device)
+            }
+        }
+    };
+    case.inputs.iter().map(make).collect()
+}
+
+/// Outputs, and per differentiable output the gradient of each input that wants one.
+struct Outcome {
+    names: Vec<String>,
+    tensors: Vec<(DType, Vec<f64>)>,
+}
+
+fn run(case: &Case, storage: DType, held: DType, device: &Device) -> Result<Outcome> {
+    run_on(case, operands(case, storage, held, device)?, storage, held, device)
+}
+
+/// The oracle on inputs that are each off by one f32 rounding: how far exact arithmetic moves then is how far any
+/// f32 implementation may be off (cancellation in the operation itself is not the implementation's fault).
+fn run_nudged(case: &Case, storage: DType) -> Result<Outcome> {
+    let mut rng = rng(case, 98);
+    let nudge = |t: Tensor| {
+        if t.dtype() != DType::F64 {
+            return Ok(t);
+        }
+        let values =
+            t.to_vec::<f64>()?.into_iter().map(|x| x * (1.0 + 2f64.powi(if rng.random() { -23 } else { -24 })));
+        Tensor::from_slice(&values.collect::<Vec<_>>(), t.shape().clone(), &Device::Cpu)
+    };
+    let inputs = operands(case, storage, DType::F64, &Device::Cpu)?;
+    let inputs = inputs.into_iter().map(nudge).collect::<Result<_>>()?;
+    run_on(case, inputs, storage, DType::F64, &Device::Cpu)
+}
+
+fn run_on(case: &Case, inputs: Vec<Tensor>, storage: DType, held: DType, device: &Device) -> Result<Outcome> {
+    let vars = |tape: &Tape| -> Vec<Var> {
+        let wrap = |(i, t): (&Input, &Tensor)| if i.grad { tape.leaf(t.clone()) } else { Var::constant(t.clone()) };
+        case.inputs.iter().zip(&inputs).map(wrap).collect()
+    };
+    let mut outcome = Outcome { names: vec![], tensors: vec![] };
+    let tape = Tape::new();
+    let outputs = (case.run)(&tape, &vars(&tape))?;
+    for (i, y) in outputs.iter().enumerate() {
+        outcome.names.push(format!("output {i}"));
+        outcome.tensors.push((y.value().dtype(), y.value().to_f64()?));
+    }
+    for i in (0..outputs.len()).filter(|&i| outputs[i].slot().is_some()) {
+        let tape = Tape::new();
+        let vars = vars(&tape);
+        let y = (case.run)(&tape, &vars)?.swap_remove(i);
+        let mut grads = Grads::new();
+        let seed = cotangent(case, i, &y, storage, device)?;
+        tape.backward(&y, seed, &mut grads)?;
+        for (input, var) in case.inputs.iter().zip(&vars).filter(|(input, _)| input.grad) {
+            outcome.names.push(format!("d output {i} / d {}", input.name));
+            match grads.take(var) {
+                Some(g) => outcome.tensors.push((g.dtype(), g.to_f64()?)),
+                None => outcome.tensors.push((held, vec![0.0; input.shape.numel()])),
+            }
+        }
+    }
+    Ok(outcome)
+}
+
+/// A fixed random cotangent of output `i`, rounded to the storage type.
+fn cotangent(case: &Case, i: usize, y: &Var, storage: DType, device: &Device) -> Result<Tensor> {
+    let values = normal(&mut rng(case, 1 + i as u64), y.value().numel());
+    let held = y.value().dtype();
+    let rounded = if held == DType::F32 && storage != DType::F32 { DType::F32 } else { storage };
+    let t = Tensor::from_slice(&values, y.value().shape().clone(), &Device::Cpu)?.cast(rounded)?.cast(held)?;
+    t.to_device(device)
+}
+
+/// Runs a case in every storage type on the CPU and on every device of [`devices`], and compares values and gradients
+/// with the f64 oracle under the tolerance policy. Outputs start as NaN. The emulator runs three schedules.
+pub fn check(case: &Case) -> Check {
+    for dtype in DTYPES {
+        check_dtype(case, dtype)?;
+    }
+    Ok(())
+}
+
+/// [`check`] in one storage type.
+pub fn check_dtype(case: &Case, dtype: DType) -> Check {
+    let at = |device: &Device, what: &str| format!("{} {} {dtype} on {device}: {what}", case.op, case.id);
+    let go =
+        |held, device: &Device| with_poison(|| run(case, dtype, held, device)).map_err(|e| at(device, &e.to_string()));
+    let oracle = go(DType::F64, &Device::Cpu)?;
+    let reference = go(dtype, &Device::Cpu)?;
+    let nudged = run_nudged(case, dtype).map_err(|e| at(&Device::Cpu, &e.to_string()))?;
+    let outputs = oracle.names.iter().filter(|n| n.starts_with("output")).count();
+    if oracle.names != reference.names {
+        return Err(at(&Device::Cpu, "the oracle and the reference give different outputs"));
+    }
+    for (i, name) in oracle.names.iter().enumerate() {
+        let (held, truth) = (reference.tensors[i].0, &oracle.tensors[i].1);
+        let moved = distance(&nudged.tensors[i].1, truth).0;
+        tolerance::reference(held, &reference.tensors[i].1, truth, moved)
+            .map_err(|e| at(&Device::Cpu, &format!("{name}: {e}")))?;
+    }
+    for device in devices() {
+        for schedule in 0..if device == Device::Emulated { 3 } else { 1 } {
+            let got = scheduled(schedule, || go(dtype, &device))?;
+            for (i, name) in oracle.names.iter().enumerate() {
+                let (held, values) = &got.tensors[i];
+                if *held != reference.tensors[i].0 {
+                    return Err(at(
+                        &device,
+                        &format!("{name}: dtype {held}, the reference gives {}", reference.tensors[i].0),
+                    ));
+                }
+                let factor = if i < outputs { 2.0 } else { 3.0 };
+                compare(*held, values, &reference.tensors[i].1, &oracle.tensors[i].1, factor)
+                    .map_err(|e| at(&device, &format!("schedule {schedule}, {name}: {e}")))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs `f` under one of the emulator's schedules: 0 forward, 1 reverse, others shuffled with that seed.
+pub fn scheduled<R>(schedule: u64, f: impl FnOnce() -> R) -> R {
+    #[cfg(feature = "emulator")]
+    {
+        use crate::device::emulated::{Options, Order, with_options};
+        let order = match schedule {
+            0 => Order::Forward,
+            1 => Order::Reverse,
+            _ => Order::Shuffled,
+        };
+        with_options(Options { order, seed: schedule, ..Options::default() }, f)
+    }
+    #[cfg(not(feature = "emulator"))]
+    {
+        let _ = schedule;
+        f()
+    }
+}
+
+/// Compares the gradients of a case in f64 on the CPU with central differences.
+pub fn check_gradients(case: &Case) -> Check {
+    let cpu = Device::Cpu;
+    let fail = |e: crate::Error| format!("{} {}: {e}", case.op, case.id);
+    let base = operands(case, DType::F64, DType::F64, &cpu).map_err(fail)?;
+    let analytic = run(case, DType::F64, DType::F64, &cpu).map_err(fail)?;
+    let value = |inputs: &[Tensor], i: usize| -> Result<f64> {
+        let vars: Vec<Var> = inputs.iter().cloned().map(Var::constant).collect();
+        let y = (case.run)(&Tape::no_grad(), &vars)?.swap_remove(i);
+        let seed = cotangent(case, i, &y, DType::F64, &cpu)?.to_f64()?;
+        Ok(y.value().to_f64()?.iter().zip(seed).map(|(y, s)| y * s).sum())
+    };
+    let mut pick = rng(case, 99);
+    for (name, (_, grad)) in analytic.names.iter().zip(&analytic.tensors).filter(|(n, _)| n.starts_with("d ")) {
+        let (output, input) =
+            parse(case, name).ok_or_else(|| format!("{}: unreadable gradient name {name}", case.op))?;
+        let scale = grad.iter().fold(1e-3f64, |m, g| m.max(g.abs()));
+        let x = base[input].to_f64().map_err(fail)?;
+        for _ in 0..x.len().min(24) {
+            let at = pick.random_range(0..x.len());
+            let h = 1e-5 * x[at].abs().max(1.0);
+            let shifted = |by: f64| -> Result<f64> {
+                let mut values = x.clone();
+                values[at] += by;
+                let mut inputs = base.clone();
+                inputs[input] = Tensor::from_slice(&values, base[input].shape().clone(), &cpu)?;
+                value(&inputs, output)
+            };
+            let numeric = (shifted(h).map_err(fail)? - shifted(-h).map_err(fail)?) / (2.0 * h);
+            let error = (numeric - grad[at]).abs();
+            // Central differences are good to about 1e-9 of the terms summed; 1e-6 leaves room for cancellation.
+            if error.is_nan() || error > 1e-6 * scale {
+                return Err(format!(
+                    "{} {}: {name}[{at}] is {}, differences give {numeric}",
+                    case.op, case.id, grad[at]
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn parse(case: &Case, name: &str) -> Option<(usize, usize)> {
+    let (output, input) = name.strip_prefix("d output ")?.split_once(" / d ")?;
+    Some((output.parse().ok()?, case.inputs.iter().position(|i| i.name == input)?))
+}

@@ -1,0 +1,161 @@
+//! The one training loop: data, step, log, checkpoint. Recipes bring a [`Task`].
+
+pub mod interrupt;
+mod mae;
+mod metrics;
+pub mod progress;
+mod run_dir;
+mod tensorboard;
+
+pub use mae::{finetune, pretrain};
+pub use metrics::Metrics;
+pub use progress::Progress;
+pub use run_dir::RunDir;
+
+use crate::checkpoint::StateDict;
+use crate::data::{Batch, Loader};
+use crate::optim::AdamW;
+use crate::optim::schedule::Cosine;
+use crate::recipes::{Numbers, Task};
+use crate::{Error, Grads, Result};
+
+/// The numbers of a run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Passes over the data.
+    pub epochs: u64,
+    /// Micro-batches per update.
+    pub accum_iter: u64,
+    /// Images per micro-batch.
+    pub batch_size: usize,
+    /// Learning rate by epoch.
+    pub schedule: Cosine,
+    /// Largest gradient norm.
+    pub clip_grad: Option<f64>,
+    /// Updates between checkpoints.
+    pub save_every: u64,
+    /// Updates between log lines.
+    pub log_every: u64,
+}
+
+impl Plan {
+    /// Updates per epoch; micro-batches that do not fill one are left out.
+    pub fn steps_per_epoch(&self, micro_batches: u64) -> Result<u64> {
+        let steps = micro_batches / self.accum_iter;
+        if steps == 0 {
+            let expected = format!("at most the {micro_batches} batches of an epoch");
+            return Err(Error::config("accum_iter", self.accum_iter, expected));
+        }
+        Ok(steps)
+    }
+
+    /// Learning rate of an update: the schedule at the fractional epoch of its first micro-batch.
+    pub fn lr(&self, step: u64, micro_batches: u64) -> f64 {
+        let per_epoch = (micro_batches / self.accum_iter).max(1);
+        let inside = (step % per_epoch * self.accum_iter) as f64 / micro_batches as f64;
+        let epoch = (step / per_epoch) as f64 + inside;
+        self.schedule.at(epoch)
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All epochs done.
+    Finished,
+    /// Ctrl-C: saved, to be resumed.
+    Interrupted,
+}
+
+/// Trains from update `start` (0, or what [`RunDir::resume`] gave) to the end or to Ctrl-C.
+///
+/// # Errors
+/// [`Error::NonFinite`] when the loss or a gradient is not finite: the weights are still those of the step before.
+pub fn run<T: Task>(
+    task: &mut T,
+    optimizer: &mut AdamW,
+    loader: &mut Loader<T::Value>,
+    plan: &Plan,
+    folder: &RunDir,
+    start: u64,
+) -> Result<Outcome> {
+    let micro_batches = loader.steps_per_epoch();
+    let per_epoch = plan.steps_per_epoch(micro_batches)?;
+    let total = per_epoch * plan.epochs;
+    let mut metrics = Metrics::open(folder.path(), start)?;
+    let images = (plan.batch_size as u64 * plan.accum_iter) as f64;
+    let mut progress = Progress::new(folder.name(), total, start, images, "images");
+    let mut grads = Grads::new();
+    interrupt::listen();
+    for step in start..total {
+        let (lr, waited) = (plan.lr(step, micro_batches), loader.stats().total_wait);
+        grads.clear();
+        let mut loss = 0.0;
+        for _ in 0..plan.accum_iter {
+            let batch = next(loader)?;
+            loss += task.micro_step(&batch, 1.0 / plan.accum_iter as f64, &mut grads)? / plan.accum_iter as f64;
+        }
+        if !loss.is_finite() {
+            return Err(not_finite(step, "loss", loss));
+        }
+        let stats = optimizer.step(&mut task.module().params_mut(), &grads, lr, plan.clip_grad)?;
+        let done = step + 1;
+        let epoch = done as f64 / per_epoch as f64;
+        progress.step(&format!("epoch {epoch:.2} loss {loss:.4} lr {lr:.2e}"));
+        if done.is_multiple_of(plan.log_every) || done == total {
+            let wait = (loader.stats().total_wait - waited).as_secs_f64();
+            let numbers = vec![
+                ("loss", loss),
+                ("lr", lr),
+                ("grad_norm", stats.grad_norm),
+                ("images_per_second", progress.rate()),
+                ("data_wait_seconds", wait),
+                ("skipped_images", loader.failures().len() as f64), // named by the loader
+            ];
+            metrics.log("train", done, epoch, &numbers)?;
+        }
+        if done.is_multiple_of(per_epoch) {
+            for _ in 0..micro_batches % plan.accum_iter {
+                next(loader)?; // a group that is not full is not used
+            }
+            let numbers = task.end_of_epoch(done / per_epoch)?;
+            if !numbers.is_empty() {
+                progress.note(&format!("epoch {}: {}", done / per_epoch, describe(&numbers)));
+                metrics.log("eval", done, epoch, &numbers)?;
+            }
+        }
+        let stop = interrupt::asked() && done < total;
+        if done.is_multiple_of(plan.save_every) || done == total || stop {
+            save(task, optimizer, folder, done)?;
+        }
+        if stop {
+            progress.finish();
+            return Ok(Outcome::Interrupted);
+        }
+    }
+    progress.finish();
+    for file in task.pictures(&folder.path().join("pictures"), "final")? {
+        if let Ok(image) = crate::data::decode::open(&file) {
+            metrics.picture(total, "reconstruction", image.width, image.height, &file)?;
+        }
+    }
+    Ok(Outcome::Finished)
+}
+
+fn next<V: Copy + Send + 'static>(loader: &mut Loader<V>) -> Result<Batch<V>> {
+    loader.next().unwrap_or_else(|| Err(Error::Training("the data ended before the last epoch".into())))
+}
+
+fn describe(numbers: &Numbers) -> String {
+    numbers.iter().map(|(name, value)| format!("{name} {value:.4}")).collect::<Vec<_>>().join(", ")
+}
+
+fn not_finite(step: u64, tensor: &str, value: f64) -> Error {
+    let hint = "try a lower learning rate, a longer warm-up, gradient clipping or, in bf16, f32; the last checkpoint is \
+                from before this step";
+    Error::NonFinite { step, tensor: tensor.into(), value: value.to_string(), hint: hint.into() }
+}
+
+fn save<T: Task>(task: &mut T, optimizer: &AdamW, folder: &RunDir, step: u64) -> Result<()> {
+    folder.save(step, &StateDict::from_params(task.module().params())?, optimizer)
+}

@@ -1,0 +1,99 @@
+//! What the tests of the command share: a small data set, and ways to run the command and to look at what it left.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A folder that vanishes with the test, and a small labelled data set in it.
+pub struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    /// 32 training and 16 validation images of 8 classes, 16 pixels wide.
+    pub fn new() -> Self {
+        let place = Self { folder: tempfile::tempdir().unwrap() };
+        let made = ocellus(&["data", "synth", &place.text("data"), "--train", "32", "--val", "16", "--size", "16"]);
+        succeed(made);
+        place
+    }
+
+    /// A path in the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The same as text, for arguments.
+    pub fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// A short pre-training run into `out`: 4 updates per epoch unless `flags` say otherwise.
+    pub fn pretrain(&self, out: &str, flags: &[&str]) -> Command {
+        let (data, out) = (self.text("data/train"), self.text(out));
+        let mut command = ocellus(&["pretrain", "mae", &data, "--out", &out, "--preset", "micro"]);
+        command.args(["--image-size", "16", "--lr", "1e-3", "--log-every", "1"]);
+        for (key, value) in [("--patch-size", "4"), ("--batch-size", "8"), ("--epochs", "1"), ("--save-every", "3")] {
+            if !flags.contains(&key) {
+                command.args([key, value]);
+            }
+        }
+        command.args(flags);
+        command
+    }
+
+    /// Continues the run in `out`.
+    pub fn resume(&self, recipe: &[&str], out: &str) -> Command {
+        let mut command = ocellus(recipe);
+        command.args(["--resume", &self.text(out)]);
+        command
+    }
+
+    /// The finished weights of a run.
+    pub fn weights(&self, out: &str) -> Vec<u8> {
+        std::fs::read(self.path(out).join("upstream.safetensors")).unwrap()
+    }
+}
+
+/// The command with arguments, on one thread unless they say otherwise.
+pub fn ocellus(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ocellus"));
+    if !args.contains(&"--threads") {
+        command.args(["--threads", "1"]);
+    }
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+/// Runs it and returns what it printed to stdout and stderr.
+pub fn succeed(mut command: Command) -> (String, String) {
+    let output = command.output().unwrap();
+    let (out, err) = texts(&output);
+    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
+    (out, err)
+}
+
+/// Output as text: stdout, stderr.
+pub fn texts(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+/// Updates in a run's metrics.jsonl, of the lines of one kind; every number must be finite.
+pub fn logged(run: &Path, kind: &str) -> Vec<u64> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let lines: Vec<_> = lines.filter(|line| line["kind"] == kind).collect();
+    for (key, value) in lines.iter().flat_map(|line| line.as_object().unwrap()) {
+        assert!(key == "kind" || value.as_f64().is_some_and(f64::is_finite), "{key}: {value}");
+    }
+    lines.iter().map(|line| line["step"].as_u64().unwrap()).collect()
+}
+
+/// Names of the files in a folder that end so.
+pub fn files(folder: &Path, end: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|name| name.ends_with(end));
+    names.sort();
+    names
+}
