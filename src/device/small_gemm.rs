@@ -172,6 +172,7 @@ impl<A: Lanes, const TRANS: bool> Product<'_, A, TRANS> {
 
     /// `D[i..i + ROWS, j..j + COLS vectors]`, accumulated in registers.
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "one index for four arrays reads like the formula")]
     fn tile<S: Simd, const ROWS: usize, const COLS: usize>(&mut self, s: S, i: usize, j: usize) {
         let Self { k, a, b, stride, add, .. } = *self;
         let width = COLS * size_of::<A::Vector<S>>() / size_of::<A>();

@@ -43,7 +43,7 @@ pub fn extract(model: &Classifier, folder: Arc<Folder>, batch: usize, mut each: 
     let norm = imagenet_norm(&device)?;
     let mut loader = Loader::new(folder.clone(), transforms::evaluate(side)?, Options::evaluation(batch))?;
     let (mut values, mut labels, mut files) = (Vec::new(), Vec::new(), Vec::new());
-    while let Some(next) = loader.next() {
+    for next in &mut loader {
         let next = next?;
         let count = next.labels.len();
         if count == 0 {

@@ -86,7 +86,7 @@ pub fn linear_probe(
         epochs,
     };
     let (total, mut step, mut grads) = (per_epoch * config.epochs, 0, Grads::new());
-    while let Some(batch) = loader.next() {
+    for batch in &mut loader {
         let batch = batch?;
         let features = features(model, &batch.images, batch.labels.len(), side)?;
         let labels = Tensor::from_slice(&batch.labels, [batch.labels.len()], &device)?;

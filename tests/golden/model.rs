@@ -203,7 +203,7 @@ pub fn hf_encoder(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
     sizes.image_size = [g.usize("height"), g.usize("width")];
     let new = (sizes.image_size[0] / patch, sizes.image_size[1] / patch);
     let mut dict = to_upstream(g.dict("param"))?;
-    let table = pos_embed::resize(dict.require("pos_embed")?, old.into(), new.into())?;
+    let table = pos_embed::resize(dict.require("pos_embed")?, old, new)?;
     report.tensor(g, "output.pos_embed", &table);
     dict.insert("pos_embed", table)?;
     let mut model = Mae::new(&builder(device), &sizes, norm_pix(g))?;

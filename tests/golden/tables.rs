@@ -72,7 +72,7 @@ pub fn pos_embed_interpolate(g: &Golden, device: &Device, report: &mut Report) -
         let [dim, old, new] = ["dim", "old", "new"].map(|k| number(case, k) as usize);
         let name = format!("d{dim}_g{old}_to_{new}");
         let table = g.tensor(&format!("input.{name}"), device);
-        let resized = pos_embed::resize(&table, (old, old).into(), (new, new).into())?;
+        let resized = pos_embed::resize(&table, (old, old), (new, new))?;
         report.tensor(g, &format!("output.{name}"), &resized);
     }
     Ok(())

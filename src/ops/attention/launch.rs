@@ -55,9 +55,9 @@ pub(super) struct Tiles {
 /// The smallest forward kernel that holds `dim` columns.
 pub(super) fn fwd(dim: usize) -> Tiles {
     let kernel = match dim {
-        ..=32 => "attention_fwd_32x32_hd32",
-        ..=64 => "attention_fwd_32x32_hd64",
-        ..=96 => "attention_fwd_32x32_hd96",
+        0..=32 => "attention_fwd_32x32_hd32",
+        33..=64 => "attention_fwd_32x32_hd64",
+        65..=96 => "attention_fwd_32x32_hd96",
         _ => "attention_fwd_32x32_hd128",
     };
     Tiles { kernel, tile: 32 }
@@ -66,9 +66,9 @@ pub(super) fn fwd(dim: usize) -> Tiles {
 /// The smallest kernels for the gradients by k and v, and by q. Beyond 64 columns four tiles of 32 rows exceed 48 KiB.
 pub(super) fn bwd(dim: usize) -> (Tiles, Tiles) {
     let (kv, q, tile) = match dim {
-        ..=32 => ("attention_bwd_kv_32x32_hd32", "attention_bwd_q_32x32_hd32", 32),
-        ..=64 => ("attention_bwd_kv_32x32_hd64", "attention_bwd_q_32x32_hd64", 32),
-        ..=96 => ("attention_bwd_kv_16x16_hd96", "attention_bwd_q_16x16_hd96", 16),
+        0..=32 => ("attention_bwd_kv_32x32_hd32", "attention_bwd_q_32x32_hd32", 32),
+        33..=64 => ("attention_bwd_kv_32x32_hd64", "attention_bwd_q_32x32_hd64", 32),
+        65..=96 => ("attention_bwd_kv_16x16_hd96", "attention_bwd_q_16x16_hd96", 16),
         _ => ("attention_bwd_kv_16x16_hd128", "attention_bwd_q_16x16_hd128", 16),
     };
     (Tiles { kernel: kv, tile }, Tiles { kernel: q, tile })

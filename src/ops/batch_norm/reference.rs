@@ -23,13 +23,13 @@ pub(super) fn forward(
         let (values, n) = (x.as_slice::<T>()?, A::of(dims.rows as f64));
         let (m, v) = (mean.as_mut_slice::<A>()?, var.as_mut_slice::<A>()?);
         column_sums(dims, m, #[inline(always)] |at, _| values[at].get());
-        m.iter_mut().for_each(|m| *m = *m / n);
+        m.iter_mut().for_each(|m| *m /= n);
         let m = &*m;
         column_sums(dims, v, #[inline(always)] |at, col| {
             let d = values[at].get() - m[col];
             d * d
         });
-        v.iter_mut().for_each(|v| *v = *v / n);
+        v.iter_mut().for_each(|v| *v /= n);
         Ok::<(), crate::Error>(())
     })?;
     normalize(x, mean, var, eps, dims, y)
@@ -54,7 +54,7 @@ pub(super) fn backward(
             dy[at].get() * (x[at].get() - mean[col]) * rstd[col]
         });
         let n = A::of(dims.rows as f64);
-        mean_g.iter_mut().chain(&mut mean_gx).for_each(|m| *m = *m / n);
+        mean_g.iter_mut().chain(&mut mean_gx).for_each(|m| *m /= n);
         for_each_row(dims, dx, #[inline(always)] |at, col| {
             let normed = (x[at].get() - mean[col]) * rstd[col];
             T::put(rstd[col] * (dy[at].get() - mean_g[col] - normed * mean_gx[col]))

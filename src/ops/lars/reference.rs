@@ -92,7 +92,7 @@ fn run<C: Float>(Task { w, mu, g, compute, factors: f }: Task<C>) {
     for i in 0..n {
         let step = f.trust * (f.gradient * g[i] + f.decay * w[i]);
         mu[i] = f.momentum * mu[i] + step;
-        w[i] = w[i] - f.lr * mu[i];
+        w[i] -= f.lr * mu[i];
     }
     for (c, &w) in compute.iter_mut().zip(&*w) {
         *c = C::put(w);
