@@ -261,7 +261,7 @@ fn atomics() {
             x.iter().fold(0, |a, v| a | v),
             x.iter().fold(0, |a, v| a ^ v),
             256 % 7,
-            (7 - 256 % 7) % 7, // down from 0: 6, 5, .. 0, 6, ..
+            7 - 256 % 7, // down from 0: 6, 5, .. 0, 6, ..
             42,
             256 * 3,
         ];

@@ -88,6 +88,6 @@ fn counts_do_not_depend_on_the_schedule() {
         let (x, y) = (Buffer::of("x", &vec![1f32; 1024]), Buffer::fresh("y", 4096));
         let args = CopyArgs { x: x.ptr(), y: y.ptr(), stride: 33, pad: 0 };
         with_options(options, || launch("probe_banks", Launch::linear(1, 32), &args)).unwrap();
-        assert_eq!(take_traffic(), [forward.clone()], "{options:?}");
+        assert_eq!(take_traffic(), std::slice::from_ref(&forward), "{options:?}");
     }
 }
