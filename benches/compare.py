@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Times one training step of MAE-tiny beside its peers, alternating, 2 threads each.
+"""Times one training step of MAE beside its peers, alternating; on the CPU with 2 threads each.
 
     cargo bench --bench recipes --no-run                        # prints the path of the program
     cargo build --release --manifest-path benches/candle/Cargo.toml
     python3 benches/compare.py --ours PATH [--candle PATH] [--python PYTHON] [--compile] [--json FILE]
+    python3 benches/compare.py --ours PATH --python python3 --compile --setting base 256 cuda bf16
 
 Every program answers visits in turn: A B C A B C ... The figure of an implementation is the median of its visits'
 medians, its spread (largest - smallest) / median of them. A visit during which other processes took more than
@@ -22,7 +23,8 @@ THREADS = "2"
 
 
 class Program:
-    def __init__(self, name, command):
+    def __init__(self, name, command, setting):
+        command = [*command, *setting]
         env = dict(os.environ, RAYON_NUM_THREADS=THREADS, OMP_NUM_THREADS=THREADS, MKL_NUM_THREADS=THREADS)
         self.name, self.visits, self.others = name, [], []
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
@@ -82,18 +84,19 @@ def main():
     parser.add_argument("--visits", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12, help="steps per visit")
     parser.add_argument("--others", type=float, default=0.2, help="cores other processes may use in a visit")
+    parser.add_argument("--setting", nargs=4, metavar=("PRESET", "BATCH", "DEVICE", "DTYPE"), default=["tiny", "8", "cpu", "f32"])
     parser.add_argument("--json", help="write the result here")
     args = parser.parse_args()
-    programs = [Program("ocellus", [args.ours, "--serve"])]
+    programs = [Program("ocellus", [args.ours, "--serve"], args.setting)]
     if args.python:
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "torch_mae.py")
-        programs.append(Program("torch eager", [args.python, script]))
+        programs.append(Program("torch eager", [args.python, script], args.setting))
         if args.matmul:
-            programs.append(Program("torch eager, matmul attention", [args.python, script, "matmul"]))
+            programs.append(Program("torch eager, matmul attention", [args.python, script, "--matmul"], args.setting))
         if args.compile:
-            programs.append(Program("torch.compile", [args.python, script, "compile"]))
+            programs.append(Program("torch.compile", [args.python, script, "--compile"], args.setting))
     if args.candle:
-        programs.append(Program("candle", [args.candle]))
+        programs.append(Program("candle", [args.candle], [])  # the default setting only)
     for program in programs:
         program.run(4)  # first touches, plan caches, compilation
     for _ in range(args.visits):
@@ -113,7 +116,8 @@ def main():
         r["cpu_ratio"] = round(ours["cpu_ms"] / r["cpu_ms"], 3)
         columns = f"{r['ms']:8.1f} {r['best_ms']:8.1f} {r['forward_ms']:8.1f} {r['cpu_ms']:8.1f} {r['spread']:7.1%}"
         print(f"{r['impl']:30} {columns} {r['ratio']:8.2f}")
-    report = {"case": "mae/cpu/f32/tiny/b8", "env": env, "results": results}
+    preset, batch, device, dtype = args.setting
+    report = {"case": f"mae/{device}/{dtype}/{preset}/b{batch}", "env": env, "results": results}
     if args.json:
         with open(args.json, "w") as f:
             json.dump(report, f, indent=1)

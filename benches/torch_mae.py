@@ -1,5 +1,6 @@
 """The training step of benches/recipes.rs in PyTorch: a peer of compare.py, same lines in and out."""
 
+import argparse
 import json
 import resource
 import sys
@@ -9,7 +10,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-BATCH, GRID, KEPT, PATCH = 8, 14, 49, 16
+# Encoder width, depth, heads; decoder width, depth, heads: the presets of `ocellus pretrain mae` with 224 px, patch 16.
+SIZES = {
+    "tiny": ((192, 12, 3), (128, 4, 4)),
+    "small": ((384, 12, 6), (256, 4, 8)),
+    "base": ((768, 12, 12), (512, 8, 16)),
+    "large": ((1024, 24, 16), (512, 8, 16)),
+}
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("preset", choices=SIZES, nargs="?", default="tiny")
+parser.add_argument("batch", type=int, nargs="?", default=8)
+parser.add_argument("device", nargs="?", default="cpu")
+parser.add_argument("dtype", choices=["f32", "bf16"], nargs="?", default="f32")
+parser.add_argument("--matmul", action="store_true", help="attention by matmul and softmax")
+parser.add_argument("--compile", action="store_true", help="torch.compile")
+ARGS = parser.parse_args()
+BATCH, GRID, KEPT, PATCH = ARGS.batch, 14, 49, 16
 PATCHES, PIXELS = GRID * GRID, 3 * PATCH * PATCH
 
 
@@ -24,26 +40,27 @@ class Block(nn.Module):
     def forward(self, x):
         b, n, dim = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, n, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        if FUSED:
-            y = F.scaled_dot_product_attention(q, k, v)
-        else:
+        if ARGS.matmul:
             y = (q * (dim // self.heads) ** -0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
         x = x + self.proj(y.transpose(1, 2).reshape(b, n, dim))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
 class Mae(nn.Module):
-    def __init__(self, wide=192, dim=128):
+    def __init__(self, encoder, decoder):
         super().__init__()
+        (wide, depth, heads), (dim, decoder_depth, decoder_heads) = encoder, decoder
         self.embed = nn.Linear(PIXELS, wide)
         self.cls = nn.Parameter(torch.randn(1, 1, wide) * 0.02)
         self.register_buffer("pos", torch.randn(1, PATCHES + 1, wide) * 0.5)  # fixed; its values cost nothing
-        self.blocks = nn.ModuleList(Block(wide, 3) for _ in range(12))
+        self.blocks = nn.ModuleList(Block(wide, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(wide, eps=1e-6)
         self.decoder_embed = nn.Linear(wide, dim)
         self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.register_buffer("decoder_pos", torch.randn(1, PATCHES + 1, dim) * 0.5)
-        self.decoder_blocks = nn.ModuleList(Block(dim, 4) for _ in range(4))
+        self.decoder_blocks = nn.ModuleList(Block(dim, decoder_heads) for _ in range(decoder_depth))
         self.decoder_norm = nn.LayerNorm(dim, eps=1e-6)
         self.decoder_pred = nn.Linear(dim, PIXELS)
         for m in self.modules():
@@ -82,28 +99,38 @@ def cpu_ms():
     return 1e3 * (usage.ru_utime + usage.ru_stime)
 
 
-FUSED = "matmul" not in sys.argv
-torch.set_num_threads(2)
+if ARGS.device == "cpu":
+    torch.set_num_threads(2)
 torch.manual_seed(0)
-model = Mae()
+torch.set_default_device(ARGS.device)
+model = Mae(*SIZES[ARGS.preset])
 optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 images = torch.randint(0, 256, (BATCH, 3, GRID * PATCH, GRID * PATCH)).float().sub(120).div(58)
 shuffle = torch.rand(BATCH, PATCHES).argsort(1)
 ids = (shuffle[:, :KEPT], shuffle.argsort(1), shuffle[:, KEPT:].sort(1).values)
-run = torch.compile(model) if "compile" in sys.argv else model
+run = torch.compile(model) if ARGS.compile else model
+autocast = torch.autocast(ARGS.device.split(":")[0], torch.bfloat16, enabled=ARGS.dtype == "bf16")
+
+
+def finished():
+    if ARGS.device != "cpu":
+        torch.cuda.synchronize()
+
 
 for line in sys.stdin:
     ms, forward_ms, backward_ms = [], [], []
     before = cpu_ms()
     for _ in range(int(line)):
         start = time.perf_counter()
-        loss = run(images, *ids)
+        with autocast:
+            loss = run(images, *ids)
         value = loss.item()
         forward_ms.append(1e3 * (time.perf_counter() - start))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         backward_ms.append(1e3 * (time.perf_counter() - start))
         optimizer.step()
+        finished()
         ms.append(1e3 * (time.perf_counter() - start))
     cpu = (cpu_ms() - before) / len(ms)
     print(json.dumps(dict(ms=ms, forward_ms=forward_ms, backward_ms=backward_ms, cpu_ms=cpu, loss=value)), flush=True)

@@ -1,0 +1,137 @@
+"""PyTorch's times for the shapes of benches/ops.rs on the first GPU: peers.py FILE.json
+
+Medians of CUDA events, random bf16 inputs, input sets taking turns so that none is in the cache. `forward` records no
+gradient, `step` is forward and backward. Every case tries each way PyTorch offers; the table names the fastest.
+"""
+
+import itertools
+import json
+import statistics
+import sys
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+DEVICE, ROTATION = "cuda", 240 << 20
+
+
+def randn(*shape, dtype=torch.bfloat16, grad=True):
+    return torch.randn(shape, device=DEVICE, dtype=dtype).requires_grad_(grad)
+
+
+def time_ms(f, sets):
+    turns = itertools.cycle(sets)
+    for _ in range(4):
+        f(*next(turns))
+    times = []
+    for _ in range(15):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(4):
+            f(*next(turns))
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 4)
+    return statistics.median(times)
+
+
+def sets(make):
+    first = make()
+    size = sum(x.nbytes for x in first)
+    return [first] + [make() for _ in range(min(15, ROTATION // size))]
+
+
+def both(f, make, ways):
+    """{what: {way: ms}} of `f` as it is and compiled."""
+    inputs, result = sets(make), {"forward": {}, "step": {}}
+    for way, g in ways(f):
+        def step(*x):
+            y = g(*x)
+            y = y[0] if isinstance(y, tuple) else y
+            leaves = [t for t in x if t.requires_grad]
+            torch.autograd.grad(y, leaves, torch.ones_like(y) if y.dim() == 0 else y.detach())
+
+        def forward(*x):
+            with torch.no_grad():
+                g(*x)
+
+        for what, h in (("forward", forward), ("step", step)):
+            try:
+                result[what][way] = time_ms(h, inputs)
+            except Exception as e:  # a backend that does not do this shape
+                print(way, what, str(e).splitlines()[0][:100])
+    return result
+
+
+def usual(f):
+    torch.compiler.reset()
+    return [("eager", f), ("compile", torch.compile(f, dynamic=False))]
+
+
+def backends(f):
+    def by(backend):
+        def g(*x):
+            with sdpa_kernel(backend):
+                return f(*x)
+        return g
+    names = ["FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"]
+    return [(n.split("_")[0].lower(), by(getattr(SDPBackend, n))) for n in names]
+
+
+def attention(qkv):
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, N, 3, H, D]: views, as after a projection
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def fused_adamw(shapes):
+    params = [torch.nn.Parameter(randn(*s, dtype=torch.float32, grad=False)) for s in shapes]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer = torch.optim.AdamW(params, lr=1e-4, fused=True)
+    return {"forward": {"fused": time_ms(lambda: optimizer.step(), [()])}}
+
+
+def cases():
+    weights = lambda c: (randn(c), randn(c))
+    norm = lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b, 1e-6)
+    for r, c in ((12800, 1024), (50432, 512), (32896, 384), (46656, 1152)):
+        yield f"layer_norm/{r}x{c}", lambda: both(norm, lambda: (randn(r, c), *weights(c)), usual)
+        added = lambda x, y, w, b: norm(x + y, w, b)
+        yield f"add_layer_norm/{r}x{c}", lambda: both(added, lambda: (randn(r, c), randn(r, c), *weights(c)), usual)
+    for r, c in ((12800, 4096), (12800, 3072), (50432, 2048)):
+        yield f"gelu/{r}x{c}", lambda: both(F.gelu, lambda: (randn(r, c),), usual)
+    for r, c in ((16384, 1000), (49152, 257)):
+        yield f"softmax/{r}x{c}", lambda: both(lambda x: x.softmax(-1), lambda: (randn(r, c),), usual)
+    for b, h, n, d in ((256, 16, 50, 64), (256, 16, 65, 80), (256, 16, 197, 32), (1024, 2, 64, 56), (8, 6, 257, 64)):
+        yield f"attention/{b}x{h}x{n}x{d}", lambda: both(attention, lambda: (randn(b, n, 3, h, d),), backends)
+    import timm
+
+    for name, id in (("vit_small_patch16_224", "vit_s"), ("vit_base_patch16_224", "vit_b")):
+        shapes = [tuple(p.shape) for p in timm.create_model(name).parameters()]
+        yield f"adamw/{id}", lambda: fused_adamw(shapes)
+
+
+def main():
+    x, y = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE), torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
+    x.random_()
+    copy = time_ms(lambda: y.copy_(x), [()])
+    a, b = randn(8192, 8192, grad=False), randn(8192, 8192, grad=False)
+    gemm = time_ms(lambda: a @ b, [()])
+    result = {
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name(),
+        "copy_tb_s": round(2 * x.nbytes / copy / 1e9, 3),
+        "gemm_tflop_s": round(2 * 8192**3 / gemm / 1e9, 1),
+        "cases": {},
+    }
+    print(result)
+    del x, y, a, b
+    for id, run in cases():
+        result["cases"][id] = run()
+        print(id, result["cases"][id], flush=True)
+        json.dump(result, open(sys.argv[1], "w"), indent=1)
+
+
+main()
