@@ -18,7 +18,8 @@ fn field(v: &Value, key: &str) -> usize {
     v[key].as_u64().unwrap_or_else(|| panic!("config `{key}` is {}", v[key])) as usize
 }
 
-fn three(v: &Value) -> [f64; 3] {
+/// One number for each colour.
+pub fn three(v: &Value) -> [f64; 3] {
     std::array::from_fn(|i| v[i].as_f64().unwrap())
 }
 

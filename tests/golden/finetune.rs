@@ -2,13 +2,13 @@
 
 use ocellus::nn::{Builder, Module, pos_embed};
 use ocellus::ops::cross_entropy::{Targets, cross_entropy};
-use ocellus::ops::{adamw, lars};
+use ocellus::ops::lars;
 use ocellus::optim::{AdamW, Lars, Rules};
 use ocellus::recipes::mae::classifier::{Classifier, Pool, drops};
 use ocellus::recipes::mae::probe::ProbeHead;
 use ocellus::{DType, Device, Grads, Tape, Tensor, Var};
 
-use crate::model::{after, schedule, sizes};
+use crate::model::{after, hyper, schedule, sizes};
 use crate::reader::{Golden, Outcome, Report, gradient, load, value};
 
 fn classifier(g: &Golden, device: &Device, classes: usize) -> Result<Classifier, Box<dyn std::error::Error>> {
@@ -25,24 +25,33 @@ fn drawn<'a>(g: &'a Golden, prefix: &'a str) -> impl FnMut(usize, usize) -> Vec<
     move |block, branch| g.floats(&format!("{prefix}.{block}.{}", ["attn", "mlp"][branch]))
 }
 
-fn groups_of(g: &Golden, model: &Classifier, report: &mut Report) -> Rules {
+/// The rules of fine-tuning, compared with the file's group of every parameter.
+fn groups_of(g: &Golden, model: &Classifier, report: &mut Report) -> Result<Rules, Box<dyn std::error::Error>> {
     let rules = Rules::finetuning(g.f64("weight_decay"), g.f64("layer_decay"), g.usize("depth"));
-    let listed = g.metadata.get("param_groups").and_then(|v| v.as_object()).cloned().unwrap_or_default();
-    for p in model.params() {
-        let Some(truth) = listed.get(p.name()) else { continue };
+    let listed = g.metadata.get("param_groups").and_then(|v| v.as_object()).ok_or("no metadata `param_groups`")?;
+    let params = model.params();
+    for p in &params {
+        let Some(truth) = listed.get(p.name()) else {
+            report.fail(format!("{}: in no group of the file", p.name()));
+            continue;
+        };
         let group = rules.group(p.name(), p.master.shape());
-        let [scale, decay] = ["lr_scale", "weight_decay"].map(|k| truth[k].as_f64().unwrap());
-        if (group.lr_scale - scale).abs() > 1e-12 || (group.weight_decay - decay).abs() > 1e-12 {
+        let [scale, decay] = ["lr_scale", "weight_decay"].map(|k| truth[k].as_f64().unwrap_or(f64::NAN));
+        let equal = |a: f64, b: f64| (a - b).abs() <= 1e-12;
+        if !(equal(group.lr_scale, scale) && equal(group.weight_decay, decay)) {
             report.fail(format!("{}: group {group:?}, expected {truth}", p.name()));
         }
     }
-    rules
+    if listed.len() != params.len() {
+        report.fail(format!("{} parameters, the file has groups of {}", params.len(), listed.len()));
+    }
+    Ok(rules)
 }
 
 pub fn forward(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
     let mut model = classifier(g, device, g.usize("num_classes"))?;
     load(&mut model, &g.dict("param"))?;
-    groups_of(g, &model, report);
+    groups_of(g, &model, report)?;
     let images = Var::constant(g.tensor("input.imgs", device));
     let none = Tape::no_grad();
     report.tensor(g, "output.features_eval", model.features(&none, &images, None, &[])?.value());
@@ -67,9 +76,8 @@ pub fn forward(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
 pub fn trajectory(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
     let mut model = classifier(g, device, g.usize("num_classes"))?;
     load(&mut model, &g.dict("param"))?;
-    let rules = groups_of(g, &model, report);
-    let betas = [g.config["betas"][0].as_f64().unwrap(), g.config["betas"][1].as_f64().unwrap()];
-    let mut adamw = AdamW::new(adamw::Hyper { beta1: betas[0], beta2: betas[1], eps: g.f64("adam_eps") }, rules);
+    let rules = groups_of(g, &model, report)?;
+    let mut adamw = AdamW::new(hyper(g), rules);
     let clip = g.config["clip_grad"].as_f64();
     let (mut losses, mut lrs, mut norms) = (vec![], vec![], vec![]);
     for step in 0..g.usize("steps") {
@@ -110,7 +118,7 @@ fn nearest(
     name: &str,
     compute: impl Fn(&str) -> Result<Vec<f64>, ocellus::Error>,
 ) -> Outcome {
-    let truth = &g.get(name).values;
+    let Some(truth) = g.tensors.get(name).map(|t| &t.values) else { return Ok(()) };
     let mut best: Option<(f64, Vec<f64>)> = None;
     for images in g.tensors.keys().filter(|n| n.starts_with("input.imgs") || n.starts_with("input.eval_imgs")) {
         let values = compute(images)?;
@@ -130,6 +138,7 @@ fn head(
     classes: usize,
 ) -> Result<(ProbeHead, Lars), Box<dyn std::error::Error>> {
     let mut head = ProbeHead::new(&Builder::new(device, DType::F32, 0), dim, classes)?;
+    (head.eps, head.momentum) = (g.f64("bn_eps") as f32, g.f64("bn_momentum"));
     let dict = g.dict("param");
     for p in head.params_mut() {
         match dict.get(p.name()) {
@@ -168,10 +177,8 @@ pub fn linprobe_head(g: &Golden, device: &Device, report: &mut Report) -> Outcom
         let loss = cross_entropy(&tape, &logits, Targets::Classes(&classes), 0.0)?;
         losses.push(loss.value().item()?);
         tape.backward_scaled(&loss, 1.0, &mut grads)?;
-        let name = format!("grad_input.features.{step}");
-        if g.tensors.contains_key(&name) {
-            report.tensor(g, &name, &grads.take(&features).ok_or("no feature gradient")?);
-        }
+        let dx = grads.take(&features).ok_or("no feature gradient")?;
+        report.tensor(g, &format!("grad_input.features.{step}"), &dx);
         if step == 0 {
             report.params(g, "grad", gradient(&head, &grads));
         }
@@ -218,7 +225,7 @@ pub fn linprobe_trajectory(g: &Golden, device: &Device, report: &mut Report) -> 
         lars.step(&mut head.params_mut(), &grads, g.f64("lr"), None)?;
     }
     report.compare(g, "output.losses", &losses);
-    if all_features.len() == g.get("output.features").values.len() {
+    if g.tensors.get("output.features").is_some_and(|t| t.values.len() == all_features.len()) {
         report.compare(g, "output.features", &all_features);
     } else {
         nearest(g, report, "output.features", |name| features(name)?.to_f64())?;

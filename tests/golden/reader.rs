@@ -139,29 +139,23 @@ pub struct Report {
 
 impl Report {
     /// Compares values with the file's tensor `name`. Integers must be equal; those that are 8-bit pixels (`*_u8`) may
-    /// differ by one.
+    /// differ by one. What a file does not pin is not compared; [`finish`](Self::finish) sees to it that all it pins is.
     pub fn compare(&mut self, golden: &Golden, name: &str, values: &[f64]) {
-        self.compare_range(golden, name, values, 0..golden.get(name).values.len());
-    }
-
-    /// [`compare`](Self::compare) over a part of the tensor, with that part's own largest value.
-    pub fn compare_range(&mut self, golden: &Golden, name: &str, values: &[f64], range: std::ops::Range<usize>) {
-        self.seen.insert(name.to_string());
-        let stored = golden.get(name);
+        let Some(stored) = golden.tensors.get(name) else { return };
+        self.note(name);
         if values.len() != stored.values.len() {
             self.failures.push(format!("{name}: {} values, expected {:?}", values.len(), stored.shape));
             return;
         }
-        let (values, truth) = (&values[range.clone()], &stored.values[range]);
         if stored.integer {
             let allowed = if name.contains("u8") { 1.0 } else { 0.0 };
-            let diff = largest_difference(truth, values);
+            let diff = largest_difference(&stored.values, values);
             if diff > allowed {
                 self.failures.push(format!("{name}: off by {diff}, allowed {allowed}"));
             }
             return;
         }
-        self.judge(golden, name, truth, values);
+        self.judge(golden, name, &stored.values, values);
     }
 
     /// The metric on one tensor or a part of it; `name` decides category and tolerance.
@@ -212,7 +206,7 @@ impl Report {
                 self.failures.push(format!("{name}: nothing to compare it with"));
                 continue;
             };
-            self.seen.insert(name.clone());
+            self.note(&name);
             self.param(golden, prefix, &name, &golden.get(&name).values.clone(), &values, largest);
         }
     }
@@ -263,11 +257,14 @@ impl Report {
         }
     }
 
-    /// Worst error and its tolerance; an error if a tensor differs or was not compared at all.
+    /// Worst error and its tolerance; an error if a tensor differs or was not compared at all, or if there is none.
     pub fn finish(self, golden: &Golden) -> Result<(f64, f64), String> {
-        let judged = |n: &str| ["output", "grad", "grad_input", "after"].contains(&Golden::category(n));
-        let skipped: Vec<&str> =
-            golden.tensors.keys().filter(|n| judged(n) && !self.seen.contains(*n)).map(String::as_str).collect();
+        let judged = |n: &&str| ["output", "grad", "grad_input", "after"].contains(&Golden::category(n));
+        let pinned: Vec<&str> = golden.tensors.keys().map(String::as_str).filter(judged).collect();
+        if pinned.is_empty() {
+            return Err("the file has no output, grad, grad_input or after tensor: nothing to compare".into());
+        }
+        let skipped: Vec<&str> = pinned.into_iter().filter(|n| !self.seen.contains(*n)).collect();
         if !skipped.is_empty() {
             return Err(format!("not compared: {}", skipped.join(", ")));
         }

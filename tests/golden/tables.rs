@@ -90,6 +90,7 @@ pub fn lr_schedule(g: &Golden, _: &Device, report: &mut Report) -> Outcome {
             })
             .collect();
         report.compare(g, &format!("output.{i}.lr"), &rates);
+        // The group's factor is in no config: the notes say it in words.
         let scaled: Vec<f64> = rates.iter().map(|r| r * 0.25).collect();
         report.compare(g, &format!("output.{i}.lr_scaled_group"), &scaled);
     }

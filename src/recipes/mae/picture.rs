@@ -89,11 +89,11 @@ fn denormalise(pred: &mut [f32], target: &[f64]) {
     pred.iter_mut().for_each(|p| *p = (f64::from(*p) * (var + 1e-6).sqrt() + mean) as f32);
 }
 
-/// Normalised values `[3, H, W]` as 8-bit RGB: `trunc(clip((v · std + mean) · 255, 0, 255))`.
-pub fn to_image(values: &[f32], [h, w]: [usize; 2]) -> Result<Image> {
+/// Values `[3, H, W]` normalised with `mean` and `std` as 8-bit RGB: `trunc(clip((v · std + mean) · 255, 0, 255))`.
+pub fn to_image(values: &[f32], [h, w]: [usize; 2], mean: [f64; 3], std: [f64; 3]) -> Result<Image> {
     let bytes: Vec<u8> = values
         .chunks_exact(h * w)
-        .zip(IMAGENET_MEAN.iter().zip(&IMAGENET_STD))
+        .zip(mean.iter().zip(&std))
         .flat_map(|(plane, (mean, std))| {
             plane.iter().map(move |v| ((f64::from(*v) * std + mean) * 255.0).clamp(0.0, 255.0) as u8)
         })
@@ -106,7 +106,7 @@ pub fn grid(pictures: &[Picture]) -> Result<Image> {
     let mut tiles = Vec::with_capacity(4 * pictures.len());
     for p in pictures {
         for values in [&p.original, &p.masked, &p.reconstruction, &p.pasted] {
-            tiles.push(enlarge(to_image(values, p.size)?)?);
+            tiles.push(enlarge(to_image(values, p.size, IMAGENET_MEAN, IMAGENET_STD)?)?);
         }
     }
     contact::grid(&tiles, 4, 4)
