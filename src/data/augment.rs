@@ -206,58 +206,10 @@ impl Normalise {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use safetensors::SafeTensors;
 
     use super::*;
-    use crate::data::fixtures::{bytes_of, config_of, floats_of, golden, noise};
+    use crate::data::fixtures::noise;
     use crate::data::rng::Purpose;
-
-    fn usize_of(value: &serde_json::Value, key: &str) -> usize {
-        usize::try_from(value[key].as_u64().unwrap()).unwrap()
-    }
-
-    fn image_of(file: &SafeTensors, name: &str) -> Image {
-        let shape = file.tensor(name).unwrap().shape().to_vec();
-        Image::new(shape[1], shape[0], bytes_of(file, name)).unwrap()
-    }
-
-    fn check(file: &SafeTensors, case: &str, out: &Image) {
-        assert_eq!(*out, image_of(file, &format!("output.{case}.resized_u8")), "{case}");
-        let expected = floats_of(file, &format!("output.{case}.tensor"));
-        let given = Normalise::imagenet().apply(out);
-        assert_eq!(given.len(), expected.len());
-        for (a, b) in given.iter().zip(&expected) {
-            // Values lie below 4: one unit in the last place.
-            assert!((a - b).abs() <= 2.0 * f32::EPSILON, "{case}: {a} {b}");
-        }
-        assert_eq!(Normalise::imagenet().apply_planes(&out.to_planes(), out.width * out.height), given);
-    }
-
-    #[test]
-    fn golden_crops() {
-        let Some(bytes) = golden("augment.safetensors") else { return };
-        let file = SafeTensors::deserialize(&bytes).unwrap();
-        let config = config_of(&bytes, "config");
-        for (i, case) in config["train"].as_array().unwrap().iter().enumerate() {
-            let rect = Rect {
-                left: usize_of(case, "left"),
-                top: usize_of(case, "top"),
-                width: usize_of(case, "crop_w"),
-                height: usize_of(case, "crop_h"),
-            };
-            let crop = CropParams { rect, mirror: case["hflip"].as_bool().unwrap() };
-            let image = image_of(&file, &format!("input.train{i}.img_u8"));
-            let side = usize_of(case, "out");
-            let out = crop.apply(&image, side, side, Filter::Bicubic).unwrap();
-            check(&file, &format!("train{i}"), &out);
-        }
-        for (i, case) in config["eval"].as_array().unwrap().iter().enumerate() {
-            let image = image_of(&file, &format!("input.eval{i}.img_u8"));
-            let side = usize_of(case, "center_crop");
-            let out = centre_crop(&resize_short_side(&image, usize_of(case, "resize_short")).unwrap(), side, side);
-            check(&file, &format!("eval{i}"), &out.unwrap());
-        }
-    }
 
     #[test]
     fn centre_crop_pads_what_is_missing() {
@@ -298,6 +250,8 @@ mod tests {
         assert!(Normalise::new([0.0; 3], [1.0, 0.0, 1.0]).is_err());
         let half = Normalise::new([0.5; 3], [0.5; 3]).unwrap();
         assert_eq!(half.apply(&Image::filled(1, 1, [0, 255, 51])), [-1.0, 1.0, -0.6]);
+        let (image, normalise) = (noise(5, 3), Normalise::imagenet());
+        assert_eq!(normalise.apply_planes(&image.to_planes(), 15), normalise.apply(&image));
     }
 
     #[test]

@@ -4,6 +4,8 @@ mod block;
 mod builder;
 mod layers;
 pub mod pos_embed;
+#[cfg(test)]
+mod tests;
 pub mod vit;
 
 pub use block::{Attention, Block, Drops, Mlp, Sequences};

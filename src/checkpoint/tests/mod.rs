@@ -7,19 +7,9 @@ mod naming;
 mod runs;
 mod tables;
 
-use std::path::PathBuf;
-
 use super::{StateDict, safetensors};
 use crate::random::{normal, stream};
 use crate::{DType, Device, Tensor};
-
-/// A golden file of the MAE set, from the folder in `OCELLUS_GOLDENS` or else `../shared/goldens`; `None` where there is none.
-fn golden(name: &str) -> Option<StateDict> {
-    let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/goldens");
-    let root = std::env::var_os("OCELLUS_GOLDENS").map_or_else(default, PathBuf::from);
-    let path = root.join("mae").join(name).with_extension("safetensors");
-    path.exists().then(|| safetensors::read(path).unwrap())
-}
 
 /// Random values that depend on `seed` alone.
 fn tensor(shape: &[usize], seed: u64) -> Tensor {

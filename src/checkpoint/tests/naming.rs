@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::super::names::{Layout, detect};
 use super::super::{HfConfig, StateDict, hf, to_hf, to_upstream};
-use super::{assert_same, golden, tensor, upstream};
+use super::{assert_same, tensor, upstream};
 use crate::Error;
 
 fn renamed(dict: &StateDict, f: impl Fn(&str) -> Option<String>) -> StateDict {
@@ -131,7 +131,8 @@ fn tensors_that_nobody_knows_are_kept() {
 
 #[test]
 fn the_golden_name_map_agrees() {
-    let Some(golden) = golden("hf_pretraining") else { return eprintln!("no golden files: not compared") };
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/hf_pretraining.safetensors");
+    let golden = super::safetensors::read(file).unwrap();
     let map: serde_json::Map<_, _> = serde_json::from_str(&golden.metadata["name_map"]).unwrap();
     let hub = golden.strip_prefix("param.");
     assert_eq!(map.len(), hub.len());

@@ -2,42 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::{golden, tensor};
+use super::tensor;
 use crate::nn::pos_embed::{resize, sincos_2d};
 use crate::{DType, Device, Tensor};
-
-/// Largest difference, relative to the largest true value.
-fn distance(given: &[f32], truth: &[f32]) -> f64 {
-    assert_eq!(given.len(), truth.len());
-    let largest = truth.iter().fold(0f32, |m, x| m.max(x.abs()));
-    given.iter().zip(truth).map(|(a, b)| f64::from((a - b).abs() / largest)).fold(0.0, f64::max)
-}
-
-#[test]
-fn the_golden_tables_are_met() {
-    let Some(golden) = golden("pos_embed") else { return eprintln!("no golden files: not compared") };
-    for (name, dim, h, w, class) in [
-        ("d48_g4", 48, 4, 4, true),
-        ("d20_g5", 20, 5, 5, true),
-        ("d36_g3", 36, 3, 3, true),
-        ("d24_h3_w5_nocls", 24, 3, 5, false),
-    ] {
-        let truth = golden.require(&format!("output.{name}")).unwrap().to_vec::<f32>().unwrap();
-        assert!(distance(&sincos_2d(dim, h, w, class).unwrap(), &truth) <= 1e-6, "{name}");
-    }
-}
-
-#[test]
-fn the_golden_resizes_are_met() {
-    let Some(golden) = golden("pos_embed_interpolate") else { return eprintln!("no golden files: not compared") };
-    for (old, new) in [(4, 6), (5, 3)] {
-        let table = golden.require(&format!("input.d8_g{old}_to_{new}")).unwrap();
-        let truth = golden.require(&format!("output.d8_g{old}_to_{new}")).unwrap();
-        let given = resize(table, (old, old), (new, new)).unwrap();
-        assert_eq!(given.shape(), truth.shape());
-        assert!(distance(&given.to_vec::<f32>().unwrap(), &truth.to_vec::<f32>().unwrap()) <= 2e-5);
-    }
-}
 
 #[test]
 fn resizing_a_row_by_hand() {

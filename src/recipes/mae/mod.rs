@@ -8,6 +8,8 @@ mod model;
 pub mod picture;
 pub mod probe;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use classifier::{Classifier, Pool};
 pub use config::{Config, Preset, Sizes};
