@@ -1,5 +1,7 @@
 //! The command from data to a classifier, and everything a person can get wrong on the way.
 
+#[path = "cli/options.rs"]
+mod options;
 mod support;
 
 use std::fs;

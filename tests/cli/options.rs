@@ -1,15 +1,14 @@
 //! The options of the command that change how it computes: each is used once, from data to a result.
 
-mod support;
-
 use ocellus::Device;
 use ocellus::checkpoint::{StateDict, safetensors};
-use support::{Place, logged, ocellus, succeed, texts};
+
+use crate::support::{Place, logged, ocellus, succeed, texts};
 
 /// Largest difference between the finished weights of two runs.
 fn distance(place: &Place, a: &str, b: &str) -> f64 {
     let read = |run: &str| safetensors::read(place.path(run).join("upstream.safetensors")).unwrap();
-    let (a, b): (StateDict, StateDict) = (read(a), read(b));
+    let (a, b) = (read(a), read(b));
     assert_eq!(a.names().collect::<Vec<_>>(), b.names().collect::<Vec<_>>());
     let values = |d: &StateDict| d.iter().flat_map(|(_, t)| t.to_f64().unwrap()).collect::<Vec<f64>>();
     values(&a).iter().zip(values(&b)).fold(0.0, |m, (a, b)| m.max((a - b).abs()))
