@@ -15,8 +15,8 @@ fn main() -> Result<()> {
         std::process::exit(2);
     };
     let builder = Builder::new(&Device::Cpu, DType::F32, 0);
-    let (model, _) = load::classifier(Path::new(run), &builder, 1, Pool::Cls, None)?;
-    let features = eval::extract(&model, Arc::new(Folder::open(folder)?), 64, |_| {})?;
+    let (model, _) = load::classifier(Path::new(run), &builder, 1, Some(Pool::Cls), None)?;
+    let features = eval::extract(&model, Arc::new(Folder::open(folder)?), 64, eval::Kind::Pooled, |_| {})?;
     for (file, row) in features.files.iter().zip(features.values.to_vec::<f32>()?.chunks(model.trunk.config.dim)) {
         println!("{file}\t{:?}", &row[..4.min(row.len())]);
     }

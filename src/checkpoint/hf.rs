@@ -130,6 +130,9 @@ impl HfConfig {
         if kind != "vit_mae" && kind != "vit" {
             return Err(format!("`model_type` is {kind}, expected vit_mae"));
         }
+        if !self.qkv_bias {
+            return Err("`qkv_bias` is false, expected true: blocks without that bias are not known here".into());
+        }
         if self.hidden_act != "gelu" {
             return Err(format!("`hidden_act` is {}, expected gelu", self.hidden_act));
         }
@@ -188,16 +191,6 @@ pub fn read_weights(folder: &Path) -> Result<StateDict> {
         let expected = "model.safetensors, model.safetensors.index.json or pytorch_model.bin";
         Err(Error::checkpoint(folder, format!("no weights in this folder, expected {expected}")))
     }
-}
-
-/// Reads configuration and weights of a folder, the weights under upstream names.
-///
-/// # Errors
-/// As [`HfConfig::read`], [`read_weights`] and [`names::to_upstream`].
-pub fn load(folder: impl AsRef<Path>) -> Result<(HfConfig, StateDict)> {
-    let folder = folder.as_ref();
-    let config = HfConfig::read(folder.join("config.json"))?;
-    Ok((config, names::to_upstream(read_weights(folder)?)?))
 }
 
 /// Writes a folder that `transformers` loads, from upstream names; makes the folder.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::StateDict;
+use super::names::is_decoder;
 use crate::nn::pos_embed::{self, Grid};
 use crate::{Error, Param, Result, Tensor};
 
@@ -52,10 +53,6 @@ impl LoadReport {
             format!("{} tensor(s) missing: {}{hint}", missing.len(), listing(&missing)),
         ))
     }
-}
-
-fn is_decoder(name: &str) -> bool {
-    name.starts_with("decoder") || name == "mask_token"
 }
 
 /// The first names, and how many more.
@@ -152,7 +149,7 @@ fn grid(patches: usize, stated: Option<Grid>) -> Option<Grid> {
     (patches > 0 && grid.0 * grid.1 == patches).then_some(grid)
 }
 
-/// Geometry of the ViT a dictionary holds, by the preset's name if it is one.
+/// Geometry of the ViT a dictionary holds.
 pub fn describe(dict: &StateDict) -> Option<String> {
     let kernel = dict.get("patch_embed.proj.weight")?;
     let [width, channels, patch, _] = kernel.dims("describe", "patch_embed.proj.weight").ok()?;
@@ -161,15 +158,6 @@ pub fn describe(dict: &StateDict) -> Option<String> {
         blocks.max().map_or(0, |last| last.saturating_add(1))
     };
     let blocks = depth("blocks.");
-    let preset = match (width, blocks, patch) {
-        (96, 6, 4) => "preset micro: ",
-        (192, 12, 16) => "preset tiny: ",
-        (384, 12, 16) => "preset small: ",
-        (768, 12, 16) => "preset base (ViT-B/16): ",
-        (1024, 24, 16) => "preset large (ViT-L/16): ",
-        (1280, 32, 14) => "preset huge (ViT-H/14): ",
-        _ => "",
-    };
     let channels = if channels == 3 { String::new() } else { format!(", {channels} channels") };
     let decoder = match dict.get("mask_token") {
         Some(token) => {
@@ -181,5 +169,5 @@ pub fn describe(dict: &StateDict) -> Option<String> {
         }
         None => ", no decoder".into(),
     };
-    Some(format!("{preset}width {width}, {blocks} blocks, patches of {patch}{channels}{decoder}"))
+    Some(format!("width {width}, {blocks} blocks, patches of {patch}{channels}{decoder}"))
 }

@@ -116,6 +116,11 @@ fn into_hf(name: &str) -> Option<Vec<String>> {
     Some(vec![format!("{hub}.{at}.{theirs}.{leaf}")])
 }
 
+/// Whether an upstream name is of the decoder, which encoder-only files lack.
+pub fn is_decoder(name: &str) -> bool {
+    name.starts_with("decoder") || name == "mask_token"
+}
+
 /// Finds out whose names a dictionary has.
 ///
 /// # Errors

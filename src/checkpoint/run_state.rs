@@ -1,7 +1,7 @@
 //! The state of a training run on disk, such that a process killed at any moment leaves a folder to resume from.
 //!
 //! One safetensors file per saved step, `step-00001000.safetensors`, holds the tensors of the model (`model.*`) and of the
-//! optimizer (`optimizer.*`), and as metadata the [`Progress`] and a CRC-32C over all of it. Files appear by renaming, complete or
+//! optimizer (`optimizer.*`), and as metadata that of the model, the [`Progress`] and a CRC-32C over all of it. Files appear by renaming, complete or
 //! not at all; a file that was damaged later is recognised by its checksum, and [`RunFolder::resume`] falls back to the one
 //! before. The text file `latest` names the newest file for people and scripts.
 
@@ -17,6 +17,8 @@ use crate::{Error, Result};
 
 /// Version of the layout that this crate writes. Files of later versions are refused.
 pub const SCHEMA: u32 = 1;
+/// The folder of states in a run's folder.
+pub const FOLDER: &str = "checkpoints";
 
 const SCHEMA_KEY: &str = "ocellus.schema";
 const PROGRESS_KEY: &str = "ocellus.progress";
@@ -32,20 +34,10 @@ const POINTER: &str = "latest";
 pub struct Progress {
     /// Optimizer steps done.
     pub step: u64,
-    /// Epoch the run is in.
-    pub epoch: u64,
-    /// Batches of this epoch that were used.
-    pub batch: u64,
-    /// Seed of the run.
-    pub seed: u64,
-    /// Positions of random streams and other counters by name.
-    pub counters: BTreeMap<String, u64>,
-    /// Text of the run's configuration.
+    /// Text of the run's configuration, from which all random numbers and, with `step`, the place in the data follow.
     pub config: String,
-    /// Whether the file is kept when later ones push old files out.
-    pub milestone: bool,
-    /// Whatever else the recipe needs. Floats that must return bit for bit belong into tensors: JSON readers may round.
-    pub extra: serde_json::Value,
+    /// What tells the run's data set from others.
+    pub data: String,
 }
 
 /// Everything that a run continues from.
@@ -53,7 +45,7 @@ pub struct Progress {
 pub struct RunState {
     /// Where the run stands.
     pub progress: Progress,
-    /// Parameters.
+    /// Parameters, and metadata that says how to build their model.
     pub model: StateDict,
     /// State of the optimizer.
     pub optimizer: StateDict,
@@ -101,6 +93,7 @@ impl RunState {
         let mut dict = StateDict::new();
         dict.extend(MODEL, &self.model)?;
         dict.extend(OPTIMIZER, &self.optimizer)?;
+        dict.metadata = self.model.metadata.clone();
         dict.metadata.insert(SCHEMA_KEY.into(), SCHEMA.to_string());
         dict.metadata.insert(PROGRESS_KEY.into(), progress);
         dict.metadata.insert(CHECKSUM_KEY.into(), checksum(&dict)?);
@@ -121,7 +114,15 @@ impl RunState {
             let stated = stated.map_or("none", String::as_str);
             return Err(Error::checkpoint(path, format!("damaged: its checksum is {found}, it states {stated}")));
         }
-        Ok(Self { progress, model: dict.strip_prefix(MODEL), optimizer: dict.strip_prefix(OPTIMIZER) })
+        let (mut model, optimizer) = (dict.strip_prefix(MODEL), dict.strip_prefix(OPTIMIZER));
+        model.metadata = dict.metadata;
+        model.metadata.retain(|key, _| ![SCHEMA_KEY, PROGRESS_KEY, CHECKSUM_KEY].contains(&key.as_str()));
+        Ok(Self { progress, model, optimizer })
+    }
+
+    /// Whether a file that was read as weights is such a state.
+    pub fn is_state(file: &StateDict) -> bool {
+        file.metadata.contains_key(SCHEMA_KEY)
     }
 }
 
@@ -154,8 +155,13 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// The folder of a run that will write here, made if it is missing; keeps the newest `keep` files (at least one) and all
-    /// milestones. Removes what a killed process left half-written: only one process may train in a folder.
+    /// The folder of a run that may be under way, for reading.
+    pub fn reading(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), keep: usize::MAX }
+    }
+
+    /// The folder of a run that will write here, made if it is missing; keeps the newest `keep` files (at least one).
+    /// Removes what a killed process left half-written: only one process may train in a folder.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -205,14 +211,8 @@ impl RunFolder {
 
     fn prune(&self) -> Result<()> {
         let files = self.files()?;
-        for (_, path) in &files[..files.len().saturating_sub(self.keep)] {
-            // What cannot be read may be a milestone whose disk has a bad day: it stays.
-            let Ok(header) = safetensors::read_header(path) else { continue };
-            if progress(path, &header.metadata).is_ok_and(|p| !p.milestone) {
-                fs::remove_file(path).map_err(Error::io(path))?;
-            }
-        }
-        Ok(())
+        let old = &files[..files.len().saturating_sub(self.keep)];
+        old.iter().try_for_each(|(_, path)| fs::remove_file(path).map_err(Error::io(path)))
     }
 
     /// The newest intact state, or `None` in a folder without any file. Damaged files are passed over and returned by name.

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ocellus::checkpoint::{StateDict, safetensors};
 use ocellus::data::{Folder, Source};
-use ocellus::eval::{self, Features, Probe};
-use ocellus::nn::Builder;
+use ocellus::eval::{self, Features, Kind, Probe};
+use ocellus::nn::{Builder, Module};
 use ocellus::recipes::mae::finetune::classes_of;
 use ocellus::recipes::mae::{Classifier, Pool, load};
 use ocellus::train::Progress;
@@ -28,9 +29,9 @@ pub struct Knn {
     /// Divides similarities in the weights of the votes
     #[arg(long, default_value_t = 0.07)]
     temperature: f64,
-    /// Feature: class token or mean of the patches
-    #[arg(long, value_enum, default_value_t = Pool::Cls)]
-    pool: Pool,
+    /// Feature: class token or mean of the patches [default: cls, for a fine-tuned file its own]
+    #[arg(long, value_enum)]
+    pool: Option<Pool>,
     /// Images per forward pass
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
@@ -49,23 +50,26 @@ pub struct Embed {
     /// Write features.npy and labels.npy instead of features.safetensors
     #[arg(long)]
     npy: bool,
-    /// Feature: class token or mean of the patches
-    #[arg(long, value_enum, default_value_t = Pool::Cls)]
-    pool: Pool,
+    /// Write all tokens of an image, class token first, patches in raster order: [images, 1 + patches, width]
+    #[arg(long)]
+    tokens: bool,
+    /// Feature: class token or mean of the patches [default: cls, for a fine-tuned file its own]
+    #[arg(long, value_enum)]
+    pool: Option<Pool>,
     /// Images per forward pass
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
 }
 
-fn model(path: &Path, device: &Device, dtype: DType, pool: Pool) -> Result<Classifier> {
+fn model(path: &Path, device: &Device, dtype: DType, pool: Option<Pool>) -> Result<Classifier> {
     // The head is not used; it has one class so that there is one.
     Ok(load::classifier(path, &Builder::new(device, dtype, 0), 1, pool, None)?.0)
 }
 
-fn features(model: &Classifier, folder: Arc<Folder>, batch: usize) -> Result<Features> {
+fn features(model: &Classifier, folder: Arc<Folder>, batch: usize, kind: Kind) -> Result<Features> {
     let steps = folder.len().div_ceil(batch.max(1)) as u64;
     let mut progress = Progress::new("features", steps, 0, batch as f64, "images");
-    let features = eval::extract(model, folder, batch, |_| progress.step(""))?;
+    let features = eval::extract(model, folder, batch, kind, |_| progress.step(""))?;
     progress.finish();
     if !features.skipped.is_empty() {
         tracing::warn!("{} unreadable images were left out; they are named above", features.skipped.len());
@@ -80,8 +84,8 @@ pub fn knn(flags: &Knn, machine: &Machine) -> Result<()> {
     let (train, test) = (Arc::new(Folder::labelled(&flags.train)?), Arc::new(Folder::labelled(&flags.test)?));
     classes_of(&train, &test)?;
     eval::check_vote(flags.k, flags.temperature, train.len())?; // before the time is spent
-    let train = features(&model, train, flags.batch_size)?;
-    let test = features(&model, test, flags.batch_size)?;
+    let train = features(&model, train, flags.batch_size, Kind::Pooled)?;
+    let test = features(&model, test, flags.batch_size, Kind::Pooled)?;
     let result = eval::knn(&train, &test, flags.k, flags.temperature)?;
     say!("k-NN (k = {}): top-1 {:.2} %, top-5 {:.2} %", flags.k, 100.0 * result.top1, 100.0 * result.top5);
     Ok(())
@@ -89,16 +93,21 @@ pub fn knn(flags: &Knn, machine: &Machine) -> Result<()> {
 
 /// Linear probe.
 pub fn linear(flags: &Probe, machine: &Machine) -> Result<()> {
+    flags.check()?;
     let device = machine.device()?;
     let model = model(&flags.model, &device, machine.dtype(&device)?, flags.pool)?;
     let train = Arc::new(Folder::labelled(&flags.train)?.with_cache(1 << 30));
     let test = Arc::new(Folder::labelled(&flags.test)?);
     let mut progress = None;
-    let top1 = eval::linear_probe(flags, &model, train, test, |_, total, loss| {
+    let (head, score) = eval::linear_probe(flags, &model, train, test, |_, total, loss| {
         let make = || Progress::new("probe", total, 0, flags.batch_size as f64, "images");
         progress.get_or_insert_with(make).step(&format!("loss {loss:.4}"));
     })?;
-    say!("linear probe: top-1 {:.2} %", 100.0 * top1);
+    say!("linear probe: top-1 {:.2} %, top-5 {:.2} %, loss {:.4}", 100.0 * score.top1, 100.0 * score.top5, score.loss);
+    if let Some(out) = &flags.out {
+        safetensors::write(out, &StateDict::from_params(head.params())?)?;
+        say!("head: {}", out.display());
+    }
     Ok(())
 }
 
@@ -106,8 +115,9 @@ pub fn linear(flags: &Probe, machine: &Machine) -> Result<()> {
 pub fn embed(flags: &Embed, machine: &Machine) -> Result<()> {
     let device = machine.device()?;
     let model = model(&flags.model, &device, machine.dtype(&device)?, flags.pool)?;
-    let features = features(&model, Arc::new(Folder::open(&flags.images)?), flags.batch_size)?;
+    let kind = if flags.tokens { Kind::Tokens } else { Kind::Pooled };
+    let features = features(&model, Arc::new(Folder::open(&flags.images)?), flags.batch_size, kind)?;
     eval::write(&features, &flags.out, flags.npy)?;
-    say!("{} features of {} values in {}", features.labels.len(), model.trunk.config.dim, flags.out.display());
+    say!("features {} in {}", features.values.shape(), flags.out.display());
     Ok(())
 }

@@ -32,13 +32,14 @@ pub fn finetune(flags: &Flags, machine: &Machine) -> Result<ExitCode> {
         }
         config.dtype = Some(dtype.name().into());
     }
-    let (outcome, task) = train::finetune(&config, &device, dtype, resume)?;
+    let (outcome, mut task) = train::finetune(&config, &device, dtype, resume)?;
     let out = config.out.display();
     if outcome == Outcome::Interrupted {
         say_err!("stopped and saved; continue with: ocellus finetune --resume {out}");
         return Ok(ExitCode::from(130));
     }
-    say!("validation top-1: {:.2} %", 100.0 * task.accuracy()?);
+    let score = task.validation()?;
+    say!("validation top-1: {:.2} %, top-5 {:.2} %, loss {:.4}", 100.0 * score.top1, 100.0 * score.top5, score.loss);
     say!("weights: {out}/upstream.safetensors (official names)");
     Ok(ExitCode::SUCCESS)
 }

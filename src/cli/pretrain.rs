@@ -9,6 +9,9 @@ use ocellus::{Error, Result, eval};
 
 use super::{Machine, absolute};
 
+/// What de-normalised pictures show.
+pub const NOTE: &str = "the weights predict normalised patches; each patch's mean and contrast come from the original";
+
 /// Flags of `pretrain mae`.
 #[derive(clap::Args)]
 pub struct Flags {
@@ -44,14 +47,18 @@ pub fn mae(flags: &Flags, machine: &Machine) -> Result<ExitCode> {
         config.knn = config.knn.as_deref().map(absolute).transpose()?;
         config.dtype = Some(dtype.name().into());
     }
-    let (outcome, _) = train::pretrain(&config, &device, dtype, resume)?;
+    let (outcome, task) = train::pretrain(&config, &device, dtype, resume)?;
     let out = config.out.display();
     if outcome == Outcome::Interrupted {
         say_err!("stopped and saved; continue with: ocellus pretrain mae --resume {out}");
         return Ok(ExitCode::from(130));
     }
     say!("weights: {out}/model.safetensors (Hugging Face), {out}/upstream.safetensors (official names)");
-    say!("picture: {out}/pictures/final.png");
+    if task.model.norm_pix_loss {
+        say!("picture: {out}/pictures/reconstruction_denormalised.png ({NOTE})");
+    } else {
+        say!("picture: {out}/pictures/reconstruction.png");
+    }
     if let Some(test) = &config.knn {
         let compared = eval::compare_with_random(&config.out, &config.data, test, &device, dtype, config.seed)?;
         let percent = |top1: f64| 100.0 * top1;

@@ -21,6 +21,12 @@ pub struct Flags {
     /// Image side in pixels
     #[arg(long, default_value_t = 64)]
     size: usize,
+    /// Classes, 2 to 12
+    #[arg(long, default_value_t = 8)]
+    classes: usize,
+    /// Largest angle in degrees by which the shape that gives the class is turned
+    #[arg(long, default_value_t = 30)]
+    turn: u32,
     /// One seed, one data set
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -39,8 +45,9 @@ pub fn synth(flags: &Flags) -> Result<()> {
         train: flags.train,
         val: flags.val,
         size: flags.size,
+        classes: flags.classes,
+        turn: flags.turn,
         frames: flags.video.then_some(flags.frames),
-        ..synth::Config::default()
     };
     let total = (flags.train + flags.val) as u64;
     let progress = Mutex::new(Progress::new("synth", total, 0, 1.0, if flags.video { "clips" } else { "images" }));

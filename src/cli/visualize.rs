@@ -8,6 +8,7 @@ use ocellus::recipes::mae::{load, picture};
 use ocellus::{Error, Result};
 
 use super::Machine;
+use super::pretrain::NOTE;
 
 /// Flags of `visualize mae`.
 #[derive(clap::Args)]
@@ -42,7 +43,7 @@ pub fn mae(flags: &Flags, machine: &Machine) -> Result<()> {
     let loaded = load::mae(&flags.model, &device, machine.dtype(&device)?, flags.norm_pix)?;
     loaded.require_decoder()?;
     let folder = Folder::open(&flags.images)?;
-    let [size, _] = loaded.model.encoder.config.image;
+    let size = loaded.model.encoder.config.image;
     let stride = (folder.len() / flags.count.max(1)).max(1);
     let mut images = Vec::new();
     for index in (0..folder.len()).step_by(stride).take(flags.count) {
@@ -58,7 +59,7 @@ pub fn mae(flags: &Flags, machine: &Machine) -> Result<()> {
     picture::grid(&pictures)?.save_png(&flags.out)?;
     say!("original | masked | reconstruction | pasted: {}", flags.out.display());
     if loaded.model.norm_pix_loss {
-        say!("note: the weights predict normalised patches; each patch's mean and contrast come from the original");
+        say!("note: {NOTE}");
     }
     Ok(())
 }

@@ -104,23 +104,26 @@ impl CropParams {
     }
 }
 
-/// Side to which evaluation resizes the short side before it cuts the middle `size` out: trunc(size·256/224) up to
-/// 224, larger sizes are used whole.
+/// What evaluation resizes to before it cuts the middle `size` out: trunc(size·256/224) up to 224, larger sizes are
+/// used whole.
 pub fn evaluation_side(size: usize) -> usize {
     if size <= 224 { size * 256 / 224 } else { size }
 }
 
 /// Resizes the short side to `side`, the other one to trunc(side·long/short), bicubic.
 pub fn resize_short_side(image: &Image, side: usize) -> Result<Image> {
-    let scale = |long: usize, short: usize| {
-        side.checked_mul(long)
-            .map(|product| product / short)
-            .ok_or_else(|| Error::value("resize", "side", side, "a length in pixels"))
+    resize_to_cover(image, side, side)
+}
+
+/// Resizes in proportion until `width` x `height` is just covered: one side fits, the other is truncated, bicubic.
+fn resize_to_cover(image: &Image, width: usize, height: usize) -> Result<Image> {
+    let product = |a: usize, b: usize| {
+        a.checked_mul(b).ok_or_else(|| Error::value("resize", "side", width.max(height), "a length in pixels"))
     };
-    let (width, height) = if image.width <= image.height {
-        (side, scale(image.height, image.width)?)
+    let (width, height) = if product(image.width, height)? <= product(image.height, width)? {
+        (width, product(width, image.height)? / image.width)
     } else {
-        (scale(image.width, image.height)?, side)
+        (product(height, image.width)? / image.height, height)
     };
     resize(image, image.rect(), width, height, Filter::Bicubic)
 }
@@ -148,9 +151,9 @@ pub fn centre_crop(image: &Image, width: usize, height: usize) -> Result<Image> 
     Ok(out)
 }
 
-/// Evaluation: short side to [`evaluation_side`], middle `size` x `size`.
-pub fn evaluation_crop(image: &Image, size: usize) -> Result<Image> {
-    centre_crop(&resize_short_side(image, evaluation_side(size))?, size, size)
+/// Evaluation: resized until the [`evaluation_side`] of both sides is just covered, middle `height` x `width`.
+pub fn evaluation_crop(image: &Image, [height, width]: [usize; 2]) -> Result<Image> {
+    centre_crop(&resize_to_cover(image, evaluation_side(width), evaluation_side(height))?, width, height)
 }
 
 /// Bytes to normalised floats: `(v/255 - mean) / std` per channel, from a table computed in f64.
@@ -230,8 +233,14 @@ mod tests {
     #[test]
     fn evaluation_sides() {
         assert_eq!([32, 64, 96, 224, 225, 448].map(evaluation_side), [36, 73, 109, 256, 225, 448]);
-        let out = evaluation_crop(&noise(90, 41), 32).unwrap();
-        assert_eq!((out.width, out.height), (32, 32));
+        for (height, width) in [(32, 32), (32, 8), (8, 64)] {
+            let out = evaluation_crop(&noise(90, 41), [height, width]).unwrap();
+            assert_eq!((out.width, out.height), (width, height));
+        }
+        // No black borders: a white image stays white whichever side decides.
+        let white = Image::filled(90, 41, [255; 3]);
+        assert!(evaluation_crop(&white, [50, 7]).unwrap().data.iter().all(|&v| v == 255));
+        assert!(evaluation_crop(&white, [7, 50]).unwrap().data.iter().all(|&v| v == 255));
         assert_eq!(resize_short_side(&noise(90, 41), 36).map(|i| (i.width, i.height)).unwrap(), (79, 36));
     }
 

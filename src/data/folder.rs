@@ -93,16 +93,14 @@ impl Folder {
         self
     }
 
-    /// The samples of these numbers, in this order, with the same classes.
-    pub fn subset(&self, indices: &[usize]) -> Result<Self> {
-        let take = |&index: &usize| {
-            self.samples.get(index).cloned().ok_or_else(|| {
-                Error::value("subset", "indices", index, format!("below {} (number of samples)", self.samples.len()))
-            })
+    /// What tells this data set from others, wherever its folder lies: the number of images, and a CRC-32C of their
+    /// names and labels in order. Contents are not read.
+    pub fn identity(&self) -> String {
+        let of = |crc, (file, label): &(PathBuf, i32)| {
+            let name = file.strip_prefix(&self.root).unwrap_or(file).as_os_str().as_encoded_bytes();
+            crc32c::crc32c_append(crc32c::crc32c_append(crc, name), &label.to_le_bytes())
         };
-        let samples = indices.iter().map(take).collect::<Result<Vec<_>>>()?;
-        let cache = self.cache.as_ref().map(|cache| Cache::new(samples.len(), cache.bytes));
-        Ok(Self { root: self.root.clone(), classes: self.classes.clone(), samples, cache })
+        format!("{} images, checksum of their names {:08x}", self.samples.len(), self.samples.iter().fold(0, of))
     }
 
     /// The folder that was opened.
@@ -149,14 +147,13 @@ impl Source for Folder {
 /// Decoded images, first come first kept until the budget is used up. What is returned never depends on it.
 #[derive(Debug)]
 struct Cache {
-    bytes: usize,
     free: AtomicUsize,
     slots: Vec<OnceLock<Arc<Image>>>,
 }
 
 impl Cache {
     fn new(samples: usize, bytes: usize) -> Self {
-        Self { bytes, free: AtomicUsize::new(bytes), slots: (0..samples).map(|_| OnceLock::new()).collect() }
+        Self { free: AtomicUsize::new(bytes), slots: (0..samples).map(|_| OnceLock::new()).collect() }
     }
 
     fn keep(&self, index: usize, image: &Arc<Image>) {
@@ -248,9 +245,11 @@ mod tests {
         let expected = [("B/x.Jpeg", 0), ("a/1.png", 1), ("a/z/1.png", 1), ("b/1.PNG", 2), ("b/2.png", 2)];
         assert_eq!(names(&folder), expected.map(|(n, l)| (n.to_owned(), l)));
         assert_eq!(*folder.load(4).unwrap(), noise(2, 2));
-        let some = folder.subset(&[4, 0]).unwrap();
-        assert_eq!(names(&some), [("b/2.png".to_owned(), 2), ("B/x.Jpeg".to_owned(), 0)]);
-        assert!(folder.subset(&[5]).is_err());
+        let moved = tree(&["b/2.png", "b/1.PNG", "a/z/1.png", "a/1.png", "B/x.Jpeg"]);
+        assert_eq!(Folder::open(&moved).unwrap().identity(), folder.identity());
+        std::fs::rename(moved.path().join("b/2.png"), moved.path().join("a/2.png")).unwrap();
+        let changed = Folder::open(&moved).unwrap().identity();
+        assert!(changed.starts_with("5 images") && changed != folder.identity(), "{changed}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The recipes' ways from a decoded image to the values of one sample: functions for [`super::loader::Loader`].
 //!
-//! Those of bytes give planes `[3, size, size]`; the device normalises them while it gathers patches.
+//! `size` is height and width. Those of bytes give planes `[3, H, W]`; the device normalises them while it gathers
+//! patches.
 
 use super::augment::{CropParams, CropRange, Normalise, evaluation_crop};
 use super::image::Image;
@@ -11,27 +12,27 @@ use super::rng::Stream;
 use crate::{Error, Result};
 
 /// Pre-training: random resized crop (bicubic) and mirror.
-pub fn pretrain(size: usize, range: CropRange) -> Result<impl Fn(&Image, &mut Stream) -> Result<Vec<u8>> + Clone> {
-    check_size("pretrain", size)?;
+pub fn pretrain(size: [usize; 2], range: CropRange) -> Result<impl Fn(&Image, &mut Stream) -> Result<Vec<u8>> + Clone> {
+    let [height, width] = check_size("pretrain", size)?;
     range.check("pretrain")?;
     Ok(move |image: &Image, rng: &mut Stream| {
         let crop = CropParams::draw(rng, image.width, image.height, &range);
-        Ok(crop.apply(image, size, size, Filter::Bicubic)?.to_planes())
+        Ok(crop.apply(image, width, height, Filter::Bicubic)?.to_planes())
     })
 }
 
 /// Linear probe: as [`pretrain`] with a single draw of the crop.
-pub fn probe(size: usize, range: CropRange) -> Result<impl Fn(&Image, &mut Stream) -> Result<Vec<u8>> + Clone> {
-    check_size("probe", size)?;
+pub fn probe(size: [usize; 2], range: CropRange) -> Result<impl Fn(&Image, &mut Stream) -> Result<Vec<u8>> + Clone> {
+    let [height, width] = check_size("probe", size)?;
     range.check("probe")?;
     Ok(move |image: &Image, rng: &mut Stream| {
         let crop = CropParams::draw_once(rng, image.width, image.height, &range);
-        Ok(crop.apply(image, size, size, Filter::Bicubic)?.to_planes())
+        Ok(crop.apply(image, width, height, Filter::Bicubic)?.to_planes())
     })
 }
 
 /// Evaluation: short side resized, middle cut out ([`evaluation_crop`]). Draws nothing.
-pub fn evaluate(size: usize) -> Result<impl Fn(&Image, &mut Stream) -> Result<Vec<u8>> + Clone> {
+pub fn evaluate(size: [usize; 2]) -> Result<impl Fn(&Image, &mut Stream) -> Result<Vec<u8>> + Clone> {
     check_size("evaluate", size)?;
     Ok(move |image: &Image, _: &mut Stream| Ok(evaluation_crop(image, size)?.to_planes()))
 }
@@ -45,42 +46,38 @@ pub struct Finetune {
     pub random_erase: Option<RandomErase>,
 }
 
-impl Finetune {
-    /// The fine-tuning recipe.
-    pub fn recipe() -> Self {
-        Self { rand_augment: Some(RandAugment::default()), random_erase: Some(RandomErase::default()) }
-    }
-}
-
-/// Fine-tuning: random resized crop, mirror, RandAugment, normalisation, random erasing; planes `[3, size, size]`
-/// of floats. Mixing of the batch follows outside, with [`super::mixup`].
+/// Fine-tuning: random resized crop, mirror, RandAugment, normalisation, random erasing; planes `[3, H, W]` of
+/// floats. Mixing of the batch follows outside, with [`super::mixup`].
 pub fn finetune(
-    size: usize,
+    size: [usize; 2],
     range: CropRange,
     settings: Finetune,
     normalise: Normalise,
 ) -> Result<impl Fn(&Image, &mut Stream) -> Result<Vec<f32>> + Clone> {
-    check_size("finetune", size)?;
+    let [height, width] = check_size("finetune", size)?;
     range.check("finetune")?;
     settings.random_erase.as_ref().map_or(Ok(()), RandomErase::check)?;
     Ok(move |image: &Image, rng: &mut Stream| {
         let crop = CropParams::draw(rng, image.width, image.height, &range);
-        let mut image = crop.apply(image, size, size, Filter::Bicubic)?;
+        let mut image = crop.apply(image, width, height, Filter::Bicubic)?;
         if let Some(augment) = &settings.rand_augment {
             let changes = augment.draw(rng);
             image = augment.apply(image, &changes);
         }
         let mut values = normalise.apply(&image);
-        if let Some(rect) = settings.random_erase.and_then(|settings| settings.draw(rng, size, size)) {
-            erase(rng, &mut values, size, size, rect)?;
+        if let Some(rect) = settings.random_erase.and_then(|settings| settings.draw(rng, width, height)) {
+            erase(rng, &mut values, width, height, rect)?;
         }
         Ok(values)
     })
 }
 
-fn check_size(op: &'static str, size: usize) -> Result<()> {
-    // The square of the largest size is well within what `resize` accepts.
-    if (1..=8192).contains(&size) { Ok(()) } else { Err(Error::value(op, "size", size, "1 to 8192 pixels")) }
+fn check_size(op: &'static str, size: [usize; 2]) -> Result<[usize; 2]> {
+    // The square of the largest side is well within what `resize` accepts.
+    match size.iter().find(|side| !(1..=8192).contains(*side)) {
+        None => Ok(size),
+        Some(side) => Err(Error::value(op, "size", side, "1 to 8192 pixels")),
+    }
 }
 
 #[cfg(test)]
@@ -93,27 +90,29 @@ mod tests {
     fn samples_have_the_size_asked_for_and_depend_on_the_stream_alone() {
         let image = noise(50, 37);
         let stream = |index| Stream::new(1, Purpose::AUGMENT, 0, index);
-        let train = pretrain(24, CropRange::PRETRAIN).unwrap();
+        let train = pretrain([24, 16], CropRange::PRETRAIN).unwrap();
         let first = train(&image, &mut stream(0)).unwrap();
-        assert_eq!(first.len(), 3 * 24 * 24);
+        assert_eq!(first.len(), 3 * 24 * 16);
         assert_eq!(first, train(&image, &mut stream(0)).unwrap());
         assert_ne!(first, train(&image, &mut stream(1)).unwrap());
-        assert_eq!(probe(8, CropRange::SUPERVISED).unwrap()(&image, &mut stream(0)).unwrap().len(), 3 * 64);
-        let fixed = evaluate(24).unwrap();
+        assert_eq!(probe([8, 8], CropRange::SUPERVISED).unwrap()(&image, &mut stream(0)).unwrap().len(), 3 * 64);
+        let fixed = evaluate([24, 16]).unwrap();
         assert_eq!(fixed(&image, &mut stream(0)).unwrap(), fixed(&image, &mut stream(1)).unwrap());
     }
 
     #[test]
     fn fine_tuning_changes_more_than_the_crop_and_stays_finite() {
         let image = noise(50, 37);
-        let plain = finetune(16, CropRange::SUPERVISED, Finetune::default(), Normalise::imagenet()).unwrap();
-        let full = finetune(16, CropRange::SUPERVISED, Finetune::recipe(), Normalise::imagenet()).unwrap();
+        let plain = finetune([16, 24], CropRange::SUPERVISED, Finetune::default(), Normalise::imagenet()).unwrap();
+        let recipe =
+            Finetune { rand_augment: Some(RandAugment::default()), random_erase: Some(RandomErase::default()) };
+        let full = finetune([16, 24], CropRange::SUPERVISED, recipe, Normalise::imagenet()).unwrap();
         let mut changed = 0;
         for index in 0..100 {
             let stream = || Stream::new(1, Purpose::AUGMENT, 0, index);
             let values = full(&image, &mut stream()).unwrap();
             assert_eq!(values, full(&image, &mut stream()).unwrap());
-            assert!(values.len() == 3 * 256 && values.iter().all(|v| v.is_finite()));
+            assert!(values.len() == 3 * 16 * 24 && values.iter().all(|v| v.is_finite()));
             changed += usize::from(values != plain(&image, &mut stream()).unwrap());
         }
         // Unchanged where neither operation (1/4) nor the erasing (3/4) came, and where an operation found nothing
@@ -123,8 +122,8 @@ mod tests {
 
     #[test]
     fn unusable_settings_are_errors() {
-        assert!(evaluate(0).is_err());
-        assert!(pretrain(10_000, CropRange::PRETRAIN).is_err());
-        assert!(probe(8, CropRange { scale: (0.5, 0.1), ..CropRange::PRETRAIN }).is_err());
+        assert!(evaluate([8, 0]).is_err());
+        assert!(pretrain([10_000, 8], CropRange::PRETRAIN).is_err());
+        assert!(probe([8, 8], CropRange { scale: (0.5, 0.1), ..CropRange::PRETRAIN }).is_err());
     }
 }

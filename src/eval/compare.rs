@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Knn, extract, knn};
+use super::{Kind, Knn, extract, knn};
 use crate::data::Folder;
 use crate::nn::Builder;
 use crate::recipes::mae::{Classifier, Pool, load};
@@ -28,12 +28,12 @@ pub fn compare_with_random(
     seed: u64,
 ) -> Result<Compared> {
     let builder = Builder::new(device, dtype, seed);
-    let (pretrained, sizes) = load::classifier(model, &builder, 1, Pool::Cls, None)?;
+    let (pretrained, sizes) = load::classifier(model, &builder, 1, Some(Pool::Cls), None)?;
     let random = Classifier::new(&builder, &sizes, 1, Pool::Cls)?;
     let (train, test) = (Arc::new(Folder::labelled(train)?), Arc::new(Folder::labelled(test)?));
     let accuracy = |model: &Classifier| {
-        let bank = extract(model, train.clone(), 64, |_| {})?;
-        let queries = extract(model, test.clone(), 64, |_| {})?;
+        let bank = extract(model, train.clone(), 64, Kind::Pooled, |_| {})?;
+        let queries = extract(model, test.clone(), 64, Kind::Pooled, |_| {})?;
         knn(&bank, &queries, 20.min(bank.labels.len()), 0.07)
     };
     Ok(Compared { pretrained: accuracy(&pretrained)?, random: accuracy(&random)? })

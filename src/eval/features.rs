@@ -12,7 +12,7 @@ use crate::{Device, Error, Result, Tape, Tensor, Var};
 /// One row for each readable image, in the order of the folder.
 #[derive(Clone, Debug)]
 pub struct Features {
-    /// `[N, dim]` f32 on the CPU.
+    /// `[N, dim]`, or of all tokens `[N, 1 + patches, dim]`, f32 on the CPU.
     pub values: Tensor,
     /// Class of each row, -1 without class folders.
     pub labels: Vec<i32>,
@@ -35,13 +35,28 @@ impl Features {
     }
 }
 
-/// Runs every image of a folder through the model: short side resized, centre cropped, no masking. `each` is called with
-/// the number of images done.
-pub fn extract(model: &Classifier, folder: Arc<Folder>, batch: usize, mut each: impl FnMut(usize)) -> Result<Features> {
-    let [side, _] = model.trunk.config.image;
+/// What is taken of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// What a head would see: the class token or the mean of the patches.
+    Pooled,
+    /// The class token and the patches in raster order; see [`Classifier::tokens`].
+    Tokens,
+}
+
+/// Runs every image of a folder through the model: resized, centre cropped, no masking. `each` is called with the number of
+/// images done.
+pub fn extract(
+    model: &Classifier,
+    folder: Arc<Folder>,
+    batch: usize,
+    kind: Kind,
+    mut each: impl FnMut(usize),
+) -> Result<Features> {
+    let trunk = &model.trunk.config;
     let device = model.norm.weight.master.device().clone();
     let norm = imagenet_norm(&device)?;
-    let mut loader = Loader::new(folder.clone(), transforms::evaluate(side)?, Options::evaluation(batch))?;
+    let mut loader = Loader::new(folder.clone(), transforms::evaluate(trunk.image)?, Options::evaluation(batch))?;
     let (mut values, mut labels, mut files) = (Vec::new(), Vec::new(), Vec::new());
     for next in &mut loader {
         let next = next?;
@@ -49,9 +64,12 @@ pub fn extract(model: &Classifier, folder: Arc<Folder>, batch: usize, mut each: 
         if count == 0 {
             continue; // every image of the batch was unreadable
         }
-        let images = Var::constant(Tensor::from_slice(&next.images, [count, 3, side, side], &device)?);
-        let y = model.features(&Tape::no_grad(), &images, Some(&norm), &[])?;
-        values.extend(y.value().to_f64()?.into_iter().map(|x| x as f32));
+        let images = Var::constant(Tensor::from_slice(&next.images, trunk.images(count), &device)?);
+        let y = match kind {
+            Kind::Pooled => model.features(&Tape::no_grad(), &images, Some(&norm), &[])?.value().clone(),
+            Kind::Tokens => model.tokens(&images, Some(&norm))?,
+        };
+        values.extend(y.to_f64()?.into_iter().map(|x| x as f32));
         labels.extend(&next.labels);
         let name = |&i: &u32| {
             folder
@@ -67,11 +85,14 @@ pub fn extract(model: &Classifier, folder: Arc<Folder>, batch: usize, mut each: 
     if labels.is_empty() {
         return Err(Error::Dataset { path: folder.root().into(), cause: "no readable image".into() });
     }
-    let dim = values.len() / labels.len();
-    Ok(Features { values: Tensor::from_slice(&values, [labels.len(), dim], &Device::Cpu)?, labels, files, skipped })
+    let shape = match kind {
+        Kind::Pooled => vec![labels.len(), trunk.dim],
+        Kind::Tokens => vec![labels.len(), trunk.patches()? + 1, trunk.dim],
+    };
+    Ok(Features { values: Tensor::from_slice(&values, shape, &Device::Cpu)?, labels, files, skipped })
 }
 
-/// Writes `features.safetensors` (features `[N, dim]`, labels `[N]`, files as metadata), or `features.npy` and
+/// Writes `features.safetensors` (features, labels `[N]`, and as metadata `files`, a JSON list), or `features.npy` and
 /// `labels.npy`, and `files.txt` with one line for each row.
 pub fn write(features: &Features, folder: &Path, as_npy: bool) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
@@ -83,6 +104,7 @@ pub fn write(features: &Features, folder: &Path, as_npy: bool) -> Result<()> {
         let mut dict = StateDict::new();
         dict.insert("features", features.values.clone())?;
         dict.insert("labels", labels)?;
+        dict.metadata.insert("files".into(), serde_json::json!(features.files).to_string());
         safetensors::write(folder.join("features.safetensors"), &dict)?;
     }
     let list = folder.join("files.txt");

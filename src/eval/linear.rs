@@ -1,25 +1,37 @@
-//! The linear probe: batch norm and a linear layer on frozen features, trained by LARS (He et al. 2021, appendix A.1).
+//! The linear probe: batch norm and a linear layer on frozen features, trained by LARS unless told otherwise (He et al. 2021, appendix A.1).
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use crate::data::augment::CropRange;
 use crate::data::loader::{Options, Unreadable};
-use crate::data::{Folder, Loader, transforms};
+use crate::data::{Batch, Folder, Loader, transforms};
 use crate::nn::{Builder, Module};
 use crate::ops::cross_entropy::{Targets, cross_entropy};
-use crate::ops::lars::Hyper;
+use crate::ops::{adamw, lars};
 use crate::optim::schedule::{Cosine, scaled_lr};
-use crate::optim::{Lars, Rules};
-use crate::recipes::mae::finetune::{classes_of, correct};
+use crate::optim::{AdamW, Lars, Rules, StepStats};
+use crate::recipes::mae::config::{check_positive, check_ranges};
+use crate::recipes::mae::finetune::classes_of;
 use crate::recipes::mae::probe::ProbeHead;
+use crate::recipes::mae::score::{Score, score};
 use crate::recipes::mae::{Classifier, Pool, imagenet_norm};
 use crate::{DType, Grads, Result, Tape, Tensor, Var};
 
+/// What trains the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Optimizer {
+    /// LARS with momentum 0.9 and trust 0.001, as upstream.
+    Lars,
+    /// Gradient descent with momentum 0.9.
+    Sgd,
+    /// AdamW with betas 0.9 and 0.999.
+    #[value(name = "adamw")]
+    AdamW,
+}
+
 /// Every knob of the probe: the flags of `ocellus eval linear`.
-#[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Probe {
     /// Weights: a run folder, a Hugging Face folder, .safetensors or .pth
     pub model: PathBuf,
@@ -30,24 +42,27 @@ pub struct Probe {
     /// Passes over the data
     #[arg(long, default_value_t = 90)]
     pub epochs: u64,
-    /// Epochs of linear warm-up [default: a ninth of the epochs]
+    /// Epochs of linear warm-up [default: 10, at most a fifth of the epochs]
     #[arg(long)]
     pub warmup_epochs: Option<f64>,
     /// Images per update; upstream uses 16384
     #[arg(long, default_value_t = 512)]
     pub batch_size: usize,
-    /// Learning rate per 256 images
-    #[arg(long, default_value_t = 0.1)]
-    pub blr: f64,
+    /// What trains the head: LARS as upstream, gradient descent with momentum, AdamW
+    #[arg(long, value_enum, default_value_t = Optimizer::Lars)]
+    pub optimizer: Optimizer,
+    /// Learning rate per 256 images [default: 0.1, with adamw 0.001]
+    #[arg(long)]
+    pub blr: Option<f64>,
     /// Weight decay
     #[arg(long, default_value_t = 0.0)]
     pub weight_decay: f64,
-    /// Plain SGD with momentum 0.9 instead of LARS
-    #[arg(long)]
-    pub sgd: bool,
-    /// Feature: class token or mean of the patches
-    #[arg(long, value_enum, default_value_t = Pool::Cls)]
-    pub pool: Pool,
+    /// Feature: class token or mean of the patches [default: cls, for a fine-tuned file its own]
+    #[arg(long, value_enum)]
+    pub pool: Option<Pool>,
+    /// File to write the trained head to, .safetensors
+    #[arg(long, short)]
+    pub out: Option<PathBuf>,
     /// Seed of order, crops and the head
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -56,71 +71,91 @@ pub struct Probe {
     pub strict: bool,
 }
 
-/// Trains a head on `model`'s features of `train` and returns its accuracy on `test`. `each` hears step, steps and loss.
+impl Probe {
+    /// Learning rate per 256 images.
+    fn base_rate(&self) -> f64 {
+        self.blr.unwrap_or(if self.optimizer == Optimizer::AdamW { 1e-3 } else { 0.1 })
+    }
+
+    /// Warm-up in epochs.
+    fn warmup(&self) -> f64 {
+        self.warmup_epochs.unwrap_or((self.epochs as f64 / 5.0).min(10.0))
+    }
+
+    /// Refuses values no probe can use.
+    pub fn check(&self) -> Result<()> {
+        check_positive(&[("epochs", self.epochs)])?;
+        check_ranges(&[
+            ("batch_size", self.batch_size as f64, 2.0..=f64::from(u32::MAX)), // batch norm needs a variance
+            ("blr", self.base_rate(), 0.0..=1e3),
+            ("weight_decay", self.weight_decay, 0.0..=1e3),
+            ("warmup_epochs", self.warmup(), 0.0..=self.epochs as f64),
+        ])
+    }
+}
+
+/// Trains a head on `model`'s features of `train` and scores it on `test`. `each` hears step, steps and loss.
 pub fn linear_probe(
     config: &Probe,
     model: &Classifier,
     train: Arc<Folder>,
     test: Arc<Folder>,
     mut each: impl FnMut(u64, u64, f64),
-) -> Result<f64> {
+) -> Result<(ProbeHead, Score)> {
+    config.check()?;
     let classes = classes_of(&train, &test)?;
-    let (device, [side, _]) = (model.norm.weight.master.device().clone(), model.trunk.config.image);
-    let mut head = ProbeHead::new(&Builder::new(&device, DType::F32, config.seed), model.trunk.config.dim, classes)?;
-    let mut optimizer = Lars::new(
-        Hyper { momentum: 0.9, trust: (!config.sgd).then_some(0.001) },
-        Rules::pretraining(config.weight_decay),
-    );
+    let (trunk, device) = (&model.trunk.config, model.norm.weight.master.device());
+    let norm = imagenet_norm(device)?;
+    let features = |batch: &Batch<u8>| {
+        let images = Tensor::from_slice(&batch.images, trunk.images(batch.labels.len()), device)?;
+        let y = model.features(&Tape::no_grad(), &Var::constant(images), Some(&norm), &[])?;
+        y.value().cast(DType::F32)
+    };
+    let mut head = ProbeHead::new(&Builder::new(device, DType::F32, config.seed), trunk.dim, classes)?;
+    let mut update = config.update();
     let options = Options {
         epochs: Some(config.epochs),
         unreadable: if config.strict { Unreadable::Fail } else { Unreadable::Replace },
         ..Options::training(config.batch_size, config.seed)
     };
-    let mut loader = Loader::new(train, transforms::probe(side, CropRange::SUPERVISED)?, options)?;
+    let mut loader = Loader::new(train, transforms::probe(trunk.image, CropRange::SUPERVISED)?, options)?;
     let per_epoch = loader.steps_per_epoch();
-    let epochs = config.epochs as f64;
     let schedule = Cosine {
-        lr: scaled_lr(config.blr, config.batch_size),
+        lr: scaled_lr(config.base_rate(), config.batch_size),
         min_lr: 0.0,
-        warmup_epochs: config.warmup_epochs.unwrap_or(epochs / 9.0),
-        epochs,
+        warmup_epochs: config.warmup(),
+        epochs: config.epochs as f64,
     };
     let (total, mut step, mut grads) = (per_epoch * config.epochs, 0, Grads::new());
     for batch in &mut loader {
         let batch = batch?;
-        let features = features(model, &batch.images, batch.labels.len(), side)?;
-        let labels = Tensor::from_slice(&batch.labels, [batch.labels.len()], &device)?;
+        let labels = Tensor::from_slice(&batch.labels, [batch.labels.len()], device)?;
         let tape = Tape::new();
         grads.clear();
-        let logits = head.train(&tape, &Var::constant(features))?;
+        let logits = head.train(&tape, &Var::constant(features(&batch)?))?;
         let loss = cross_entropy(&tape, &logits, Targets::Classes(&labels), 0.0)?;
         let value = loss.value().item()?;
         tape.backward_scaled(&loss, 1.0, &mut grads)?;
-        let rate = schedule.at(step as f64 / per_epoch as f64);
-        optimizer.step(&mut head.params_mut(), &grads, rate, None)?;
+        update(&mut head, &grads, schedule.at(step as f64 / per_epoch as f64))?;
         step += 1;
         each(step, total, value);
     }
-    accuracy(model, &head, test, side)
+    let score = score(test, trunk.image, 256, |batch| head.eval(&features(batch)?))?;
+    Ok((head, score))
 }
 
-fn features(model: &Classifier, images: &[u8], count: usize, side: usize) -> Result<Tensor> {
-    let device = model.norm.weight.master.device();
-    let images = Var::constant(Tensor::from_slice(images, [count, 3, side, side], device)?);
-    let y = model.features(&Tape::no_grad(), &images, Some(&imagenet_norm(device)?), &[])?;
-    y.value().cast(DType::F32)
-}
+type Update = Box<dyn FnMut(&mut ProbeHead, &Grads, f64) -> Result<StepStats>>;
 
-fn accuracy(model: &Classifier, head: &ProbeHead, test: Arc<Folder>, side: usize) -> Result<f64> {
-    let (mut right, mut seen) = (0, 0);
-    for batch in Loader::new(test, transforms::evaluate(side)?, Options::evaluation(256))? {
-        let batch = batch?;
-        if batch.labels.is_empty() {
-            continue;
+impl Probe {
+    /// One step of the optimizer at a learning rate.
+    fn update(&self) -> Update {
+        let rules = Rules::pretraining(self.weight_decay);
+        if self.optimizer == Optimizer::AdamW {
+            let mut adamw = AdamW::new(adamw::Hyper { beta1: 0.9, beta2: 0.999, eps: 1e-8 }, rules);
+            return Box::new(move |head, grads, lr| adamw.step(&mut head.params_mut(), grads, lr, None));
         }
-        let logits = head.eval(&features(model, &batch.images, batch.labels.len(), side)?)?;
-        right += correct(&logits.to_f64()?, logits.shape()[1], &batch.labels);
-        seen += batch.labels.len();
+        let trust = (self.optimizer == Optimizer::Lars).then_some(0.001);
+        let mut lars = Lars::new(lars::Hyper { momentum: 0.9, trust }, rules);
+        Box::new(move |head, grads, lr| lars.step(&mut head.params_mut(), grads, lr, None))
     }
-    Ok(right as f64 / seen.max(1) as f64)
 }

@@ -6,6 +6,6 @@ mod knn;
 mod linear;
 
 pub use compare::{Compared, compare_with_random};
-pub use features::{Features, extract, write};
+pub use features::{Features, Kind, extract, write};
 pub use knn::{Knn, check_vote, knn};
-pub use linear::{Probe, linear_probe};
+pub use linear::{Optimizer, Probe, linear_probe};

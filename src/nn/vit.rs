@@ -1,6 +1,6 @@
 //! The Vision Transformer trunk: patch embedding, class token, position table, pre-norm blocks.
 
-use super::{Block, Builder, Drops, Init, LayerNorm, Linear, Sequences};
+use super::{Block, Builder, Drops, Init, Linear, Sequences};
 use crate::nn::pos_embed::sincos_2d;
 use crate::{Device, Error, Param, Result, Tape, Tensor, Var, module, ops};
 
@@ -45,6 +45,11 @@ impl VitConfig {
     /// Number of patches.
     pub fn patches(&self) -> Result<usize> {
         self.grid().map(|[h, w]| h * w)
+    }
+
+    /// Shape of `count` images, `[B, C, H, W]`.
+    pub fn images(&self, count: usize) -> [usize; 4] {
+        [count, self.channels, self.image[0], self.image[1]]
     }
 }
 
@@ -114,8 +119,17 @@ impl Vit {
     ///
     /// `images`: `[B, C, H, W]` u8 or float; `norm`: `[2, C]` mean and std (see
     /// [`masked_gather`](ops::masked_gather::masked_gather)).
+    ///
+    /// # Errors
+    /// When the images have another size or number of channels than the trunk: their patches would get the positions of
+    /// others.
     pub fn embed(&self, tape: &Tape, images: &Var, norm: Option<&Tensor>, ids: &PatchIds) -> Result<Var> {
         let dtype = self.patch_embed.weight.value().dtype();
+        let [batch, _, _, _] = images.value().dims("embed", "images")?;
+        let expected = self.config.images(batch);
+        if **images.value().shape() != expected {
+            return Err(Error::shape("embed", "images", images.value().shape(), format!("{expected:?}")));
+        }
         let patches = ops::masked_gather::masked_gather(tape, images, &ids.keep, self.config.patch, norm, dtype)?;
         let patches = self.patch_embed.forward(tape, &patches, None)?;
         let (cls, pos) = (tape.param(&self.cls_token), tape.param(&self.pos_embed));
@@ -135,16 +149,4 @@ impl Vit {
         }
         Ok(x)
     }
-}
-
-/// Features of whole images for evaluation: no masking, tokens in raster order.
-pub fn features(trunk: &Vit, norm: &LayerNorm, images: &Tensor, pixels: Option<&Tensor>) -> Result<Tensor> {
-    let (batch, device) = (images.shape()[0], images.device());
-    let patches = trunk.config.patches()?;
-    let tape = Tape::no_grad();
-    let ids = PatchIds::all(batch, patches, device)?;
-    let x = trunk.embed(&tape, &Var::constant(images.clone()), pixels, &ids)?;
-    let x = trunk.run(&tape, x, &Sequences::uniform(batch, patches + 1, device)?, &[])?;
-    let x = norm.forward(&tape, &x)?;
-    x.value().reshape([batch, patches + 1, trunk.config.dim])
 }

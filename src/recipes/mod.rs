@@ -2,9 +2,8 @@
 
 pub mod mae;
 
-use std::path::{Path, PathBuf};
-
-use crate::data::Batch;
+use crate::checkpoint::StateDict;
+use crate::data::{Batch, Image};
 use crate::nn::Module;
 use crate::{Grads, Result};
 
@@ -16,8 +15,11 @@ pub trait Task {
     /// Element of a batch's samples: u8 pixels or f32 values.
     type Value: Copy + Send + 'static;
 
-    /// The weights.
+    /// The parameters.
     fn module(&mut self) -> &mut dyn Module;
+
+    /// The weights with what is needed to build their model again, for files.
+    fn weights(&self) -> Result<StateDict>;
 
     /// Forward and backward of one micro-batch: adds the gradient times `scale` to `grads`, returns the loss.
     ///
@@ -29,8 +31,8 @@ pub trait Task {
         Ok(vec![])
     }
 
-    /// Draws pictures into a folder; returns the files.
-    fn pictures(&mut self, _folder: &Path, _name: &str) -> Result<Vec<PathBuf>> {
-        Ok(vec![])
+    /// Draws what the weights do, with a name that says what is seen.
+    fn picture(&self) -> Result<Option<(&'static str, Image)>> {
+        Ok(None)
     }
 }

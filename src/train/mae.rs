@@ -1,29 +1,53 @@
 //! Runs of the masked autoencoder from their configuration to the finished weights.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use super::{Outcome, Plan, RunDir};
 use crate::checkpoint::run_state::RunState;
-use crate::checkpoint::{self, HfConfig, LoadOptions, StateDict, load_into, to_upstream};
+use crate::checkpoint::{self, HfConfig, LoadOptions, load_into};
 use crate::data::augment::{CropRange, Normalise, evaluation_crop};
 use crate::data::loader::{Options, Position, Unreadable};
 use crate::data::rand_augment::RandAugment;
 use crate::data::random_erase::RandomErase;
-use crate::data::{Folder, Image, Loader, Source, transforms};
-use crate::nn::{Builder, Module};
+use crate::data::{Folder, Image, Loader, Source, Stream, transforms};
+use crate::nn::Builder;
 use crate::ops::adamw::Hyper;
 use crate::optim::schedule::Cosine;
 use crate::optim::{AdamW, Rules};
 use crate::recipes::Task;
 use crate::recipes::mae::finetune::classes_of;
-use crate::recipes::mae::{Config, Finetune, FinetuneConfig, Pretrain, load};
+use crate::recipes::mae::{Classifier, Config, Finetune, FinetuneConfig, Pretrain, Sizes, load};
 use crate::{DType, Device, Error, Result};
 
-/// Images in the picture that a run draws at its end.
+/// Images in the picture that is drawn with every checkpoint.
 const PICTURES: usize = 8;
 /// Decoded images kept in memory, in bytes: small data sets are read from disk once.
 const CACHE: usize = 1 << 30;
+
+/// The plan in a configuration; those of all recipes name its numbers alike.
+macro_rules! plan {
+    ($config:expr) => {
+        Plan {
+            epochs: $config.epochs,
+            accum_iter: $config.accum_iter,
+            batch_size: $config.batch_size,
+            schedule: Cosine {
+                lr: $config.learning_rate(),
+                min_lr: $config.min_lr,
+                warmup_epochs: $config.warmup(),
+                epochs: $config.epochs as f64,
+            },
+            clip_grad: $config.clip_grad,
+            save_every: $config.save_every,
+            log_every: $config.log_every,
+            seed: $config.seed,
+            strict: $config.strict,
+        }
+    };
+}
+
+/// A run that is continued, with its newest state if it has one.
+type Found = Option<(RunDir, Option<RunState>)>;
 
 /// Trains (or continues, with `resume`) the run that `config` describes; returns the trained task.
 ///
@@ -33,6 +57,7 @@ const CACHE: usize = 1 << 30;
 /// Everything a run can meet: see [`Error`].
 pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) -> Result<(Outcome, Pretrain)> {
     config.check()?;
+    check_dtype(dtype)?;
     if !resume {
         RunDir::require_free(&config.out)?;
     }
@@ -40,85 +65,147 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     if let Some(test) = &config.knn {
         classes_of(&Folder::labelled(&config.data)?, &Folder::labelled(test)?)?; // used after the last epoch
     }
-    let plan = Plan {
-        epochs: config.epochs,
-        accum_iter: config.accum_iter,
-        batch_size: config.batch_size,
-        schedule: Cosine {
-            lr: config.learning_rate(),
-            min_lr: config.min_lr,
-            warmup_epochs: config.warmup(),
-            epochs: config.epochs as f64,
-        },
-        clip_grad: config.clip_grad,
-        save_every: config.save_every,
-        log_every: config.log_every,
+    let found = find(resume, || RunDir::resume(&config.out, config, data.identity(), config.keep))?;
+    let init = match &config.init {
+        Some(path) if state(&found).is_none() => Some(load::weights(path)?),
+        _ => None,
     };
-    let per_epoch = steps_per_epoch(&plan, data.len())?;
-    let [size, _] = config.sizes().image_size;
+    let mut sizes = sizes_of(&found)?.unwrap_or_else(|| config.sizes());
+    if let Some(init) = &init {
+        sizes.eps = init.sizes.eps; // the weights were trained with it
+    }
     let range = CropRange { scale: (config.crop_min, 1.0), mirror: config.mirror, ..CropRange::PRETRAIN };
-    let transform = transforms::pretrain(size, range)?;
-    let samples = samples(&data, size, config.strict)?;
-    let mut task = Pretrain::new(config, device, dtype, samples)?;
-    let hyper = Hyper { beta1: config.beta1, beta2: config.beta2, eps: 1e-8 };
-    let mut optimizer = AdamW::new(hyper, Rules::pretraining(config.weight_decay));
-    let (run, start) = if resume {
-        let (run, state) = RunDir::resume(&config.out, config, config.seed, config.keep)?;
-        let start = state.map_or(Ok(0), |state| restore(&mut task, &mut optimizer, &state))?;
-        (run, start)
-    } else {
-        if let Some(path) = &config.init {
-            initialise(&mut task, path)?;
+    let transform = transforms::pretrain(sizes.image_size, range)?;
+    let plan = plan!(config);
+    plan.check(data.len())?;
+    let samples = samples(&data, sizes.image_size, config.strict)?;
+    let mut task = Pretrain::new(config, sizes.clone(), device, dtype, samples)?;
+    if let Some(init) = &init {
+        let report = load::initialise(&mut task.model, &sizes, init)?;
+        if !report.missing.is_empty() {
+            tracing::warn!("left at initial values: {}", report.missing.join(", "));
         }
-        (RunDir::create(&config.out, config, config.seed, config.keep)?, 0)
-    };
-    tracing::info!(
-        "{} parameters on {device} in {dtype}, {} images, effective batch {}, learning rate {:.3e}",
-        task.model.trainable(),
-        data.len(),
-        config.batch_size as u64 * config.accum_iter,
-        plan.schedule.lr
-    );
-    let options = options(&plan, config.seed, config.strict, start, per_epoch);
-    let outcome = Loader::new(data, transform, options).and_then(|mut loader| {
-        let outcome = super::run(&mut task, &mut optimizer, &mut loader, &plan, &run, start);
-        report_failures(&loader);
-        outcome
-    });
-    let outcome = run.settle(outcome)?;
+    }
+    let hyper = Hyper { beta1: config.beta1, beta2: config.beta2, eps: 1e-8 };
+    let optimizer = AdamW::new(hyper, Rules::pretraining(config.weight_decay));
+    let create = || RunDir::create(&config.out, config, data.identity(), config.keep);
+    let (outcome, run) = train(&mut task, optimizer, data.clone(), transform, &plan, found, create)?;
     if outcome == Outcome::Finished {
-        export(&mut task, config, run.path())?;
+        checkpoint::hf::save(run.path(), &hf_config(config, &sizes), &task.weights()?)?;
     }
     Ok((outcome, task))
 }
 
-/// Updates per epoch; refuses batches that the data set cannot fill.
-fn steps_per_epoch(plan: &Plan, images: usize) -> Result<u64> {
-    if plan.batch_size > images {
-        let expected = format!("at most the {images} images of the data set");
-        return Err(Error::config("batch_size", plan.batch_size, expected));
+/// Fine-tunes (or continues) the run that `config` describes.
+///
+/// # Errors
+/// Everything a run can meet: see [`Error`].
+pub fn finetune(config: &FinetuneConfig, device: &Device, dtype: DType, resume: bool) -> Result<(Outcome, Finetune)> {
+    config.check()?;
+    check_dtype(dtype)?;
+    if !resume {
+        RunDir::require_free(&config.out)?;
     }
-    plan.steps_per_epoch((images / plan.batch_size) as u64)
+    let data = Arc::new(Folder::labelled(&config.train)?.with_cache(CACHE));
+    let val = Arc::new(Folder::labelled(&config.val)?.with_cache(CACHE));
+    let classes = classes_of(&data, &val)?;
+    let plan = plan!(config);
+    plan.check(data.len())?;
+    let settings = transforms::Finetune {
+        rand_augment: match config.rand_augment.as_str() {
+            "none" => None,
+            text => Some(RandAugment::parse(text)?),
+        },
+        random_erase: (config.random_erase > 0.0)
+            .then(|| RandomErase { probability: config.random_erase, ..RandomErase::default() }),
+    };
+    let found = find(resume, || RunDir::resume(&config.out, config, data.identity(), config.keep))?;
+    let builder = Builder::new(device, dtype, config.seed);
+    let (model, sizes) = match sizes_of(&found)? {
+        // The pre-trained file is not needed any more.
+        Some(sizes) => (Classifier::new(&builder, &sizes, classes, config.pool)?, sizes),
+        None => load::classifier(&config.model, &builder, classes, Some(config.pool), config.image_size)?,
+    };
+    let range = CropRange { scale: (config.crop_min, 1.0), mirror: config.mirror, ..CropRange::SUPERVISED };
+    let transform = transforms::finetune(sizes.image_size, range, settings, Normalise::imagenet())?;
+    let hyper = Hyper { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+    let optimizer = AdamW::new(hyper, Rules::finetuning(config.weight_decay, config.layer_decay, sizes.depth));
+    let mut task = Finetune::new(config, model, sizes, classes, val)?;
+    let create = || RunDir::create(&config.out, config, data.identity(), config.keep);
+    let (outcome, _) = train(&mut task, optimizer, data.clone(), transform, &plan, found, create)?;
+    Ok((outcome, task))
 }
 
-/// The loader of a run from update `start`.
-fn options(plan: &Plan, seed: u64, strict: bool, start: u64, per_epoch: u64) -> Options {
-    Options {
-        unreadable: if strict { Unreadable::Fail } else { Unreadable::Replace },
+/// f16 gradients fall below its smallest number without loss scaling, which does not exist here.
+fn check_dtype(dtype: DType) -> Result<()> {
+    match dtype {
+        DType::F16 => Err(Error::config("dtype", dtype, "bf16 or f32 in training: f16 would need loss scaling")),
+        _ => Ok(()),
+    }
+}
+
+fn find(resume: bool, read: impl FnOnce() -> Result<(RunDir, Option<RunState>)>) -> Result<Found> {
+    resume.then(read).transpose()
+}
+
+/// `None` also for a run that was stopped before its first checkpoint: it begins again.
+fn state(found: &Found) -> Option<&RunState> {
+    found.as_ref()?.1.as_ref()
+}
+
+fn sizes_of(found: &Found) -> Result<Option<Sizes>> {
+    state(found).map_or(Ok(None), |state| load::marked(&state.model))
+}
+
+/// Trains from where the run stands to its end, and writes `upstream.safetensors`: the weights under the official names.
+fn train<T: Task>(
+    task: &mut T,
+    mut optimizer: AdamW,
+    data: Arc<Folder>,
+    transform: impl Fn(&Image, &mut Stream) -> Result<Vec<T::Value>> + Send + Sync + 'static,
+    plan: &Plan,
+    found: Found,
+    create: impl FnOnce() -> Result<RunDir>,
+) -> Result<(Outcome, RunDir)> {
+    let per_epoch = plan.check(data.len())?;
+    let start = state(&found).map_or(Ok(0), |state| restore(task, &mut optimizer, state))?;
+    let run = found.map_or_else(create, |(run, _)| Ok(run))?;
+    tracing::info!(
+        "{} trainable parameters, {} images, effective batch {}, learning rate {:.3e}",
+        task.module().trainable(),
+        data.len(),
+        plan.batch_size as u64 * plan.accum_iter,
+        plan.schedule.lr
+    );
+    let options = Options {
+        unreadable: if plan.strict { Unreadable::Fail } else { Unreadable::Replace },
         start: Position { epoch: start / per_epoch, step: start % per_epoch * plan.accum_iter },
-        ..Options::training(plan.batch_size, seed)
+        ..Options::training(plan.batch_size, plan.seed)
+    };
+    let outcome = Loader::new(data, transform, options).and_then(|mut loader| {
+        let outcome = super::run(task, &mut optimizer, &mut loader, plan, &run, start);
+        let failures = loader.failures().len();
+        if failures > 0 {
+            tracing::warn!("{failures} unreadable images were skipped; they are named above");
+        }
+        outcome
+    });
+    let outcome = run.settle(outcome)?;
+    if outcome == Outcome::Finished {
+        checkpoint::safetensors::write(run.path().join("upstream.safetensors"), &task.weights()?)?;
     }
+    Ok((outcome, run))
 }
 
-fn report_failures<T: Copy + Send + 'static>(loader: &Loader<T>) {
-    let failures = loader.failures();
-    if !failures.is_empty() {
-        tracing::warn!("{} unreadable images were skipped; they are named above", failures.len());
-    }
+fn restore<T: Task>(task: &mut T, optimizer: &mut AdamW, state: &RunState) -> Result<u64> {
+    let report = load_into(&mut task.module().params_mut(), &state.model, &LoadOptions::default())?;
+    report.require(|_| true)?;
+    optimizer.load_state(state.optimizer.iter().map(|(name, t)| (name.to_string(), t.clone())))?;
+    Ok(state.progress.step)
 }
 
 /// The first readable images of the data set, cropped as in evaluation.
-fn samples(data: &Folder, size: usize, strict: bool) -> Result<Vec<Image>> {
+fn samples(data: &Folder, size: [usize; 2], strict: bool) -> Result<Vec<Image>> {
     let stride = (data.len() / PICTURES).max(1); // spread over the classes
     let mut images = Vec::new();
     for index in (0..data.len()).step_by(stride).take(PICTURES) {
@@ -131,40 +218,14 @@ fn samples(data: &Folder, size: usize, strict: bool) -> Result<Vec<Image>> {
     Ok(images)
 }
 
-fn restore<T: Task>(task: &mut T, optimizer: &mut AdamW, state: &RunState) -> Result<u64> {
-    let report = load_into(&mut task.module().params_mut(), &state.model, &LoadOptions::default())?;
-    report.require(|_| true)?;
-    optimizer.load_state(state.optimizer.iter().map(|(name, t)| (name.to_string(), t.clone())))?;
-    Ok(state.progress.step)
-}
-
-fn initialise(task: &mut Pretrain, path: &Path) -> Result<()> {
-    let dict = to_upstream(checkpoint::read(path)?)?;
-    let report = load_into(&mut task.model.params_mut(), &dict, &LoadOptions::default())?;
-    report.require(|name| !load::only_in_pretraining(name))?; // anything else would be training from scratch unawares
-    if !report.missing.is_empty() {
-        tracing::warn!("{}: not in the file, left at initial values: {}", path.display(), report.missing.join(", "));
-    }
-    Ok(())
-}
-
-/// Writes `model.safetensors` under the names of Hugging Face and `config.json`, and `upstream.safetensors` under the
-/// official names.
-fn export(task: &mut Pretrain, config: &Config, folder: &Path) -> Result<()> {
-    let mut weights = StateDict::from_params(task.module().params())?;
-    load::mark(&mut weights, &config.sizes(), !config.raw_pixels)?;
-    checkpoint::safetensors::write(folder.join("upstream.safetensors"), &weights)?;
-    checkpoint::hf::save(folder, &hf_config(config), &weights)
-}
-
 /// The sizes of a run as a Hugging Face config.json.
-fn hf_config(config: &Config) -> HfConfig {
-    let sizes = config.sizes();
+fn hf_config(config: &Config, sizes: &Sizes) -> HfConfig {
     HfConfig {
         image_size: sizes.image_size,
         patch_size: sizes.patch_size,
         num_channels: sizes.in_chans,
-        layer_norm_eps: f64::from(sizes.eps),
+        // The shortest decimal of the f32: 1e-6, not 9.999999974752427e-7.
+        layer_norm_eps: sizes.eps.to_string().parse().unwrap_or(f64::from(sizes.eps)),
         hidden_size: sizes.embed_dim,
         num_hidden_layers: sizes.depth,
         num_attention_heads: sizes.num_heads,
@@ -177,65 +238,4 @@ fn hf_config(config: &Config) -> HfConfig {
         norm_pix_loss: !config.raw_pixels,
         ..HfConfig::default()
     }
-}
-
-/// Fine-tunes (or continues) the run that `config` describes; the best reading of its end is the logged `val_top1`.
-pub fn finetune(config: &FinetuneConfig, device: &Device, dtype: DType, resume: bool) -> Result<(Outcome, Finetune)> {
-    config.check()?;
-    if !resume {
-        RunDir::require_free(&config.out)?;
-    }
-    let train = Arc::new(Folder::labelled(&config.train)?.with_cache(CACHE));
-    let val = Arc::new(Folder::labelled(&config.val)?.with_cache(CACHE));
-    let classes = classes_of(&train, &val)?;
-    let plan = Plan {
-        epochs: config.epochs,
-        accum_iter: config.accum_iter,
-        batch_size: config.batch_size,
-        schedule: Cosine {
-            lr: config.learning_rate(),
-            min_lr: config.min_lr,
-            warmup_epochs: config.warmup(),
-            epochs: config.epochs as f64,
-        },
-        clip_grad: config.clip_grad,
-        save_every: config.save_every,
-        log_every: config.log_every,
-    };
-    let per_epoch = steps_per_epoch(&plan, train.len())?;
-    let settings = transforms::Finetune {
-        rand_augment: match config.rand_augment.as_str() {
-            "none" => None,
-            text => Some(RandAugment::parse(text)?),
-        },
-        random_erase: (config.random_erase > 0.0)
-            .then(|| RandomErase { probability: config.random_erase, ..RandomErase::default() }),
-    };
-    let builder = Builder::new(device, dtype, config.seed);
-    let (model, sizes) = load::classifier(&config.model, &builder, classes, config.pool, config.image_size)?;
-    let range = CropRange { scale: (config.crop_min, 1.0), mirror: config.mirror, ..CropRange::SUPERVISED };
-    let transform = transforms::finetune(sizes.image_size[0], range, settings, Normalise::imagenet())?;
-    let mut task = Finetune::new(config, model, classes, val)?;
-    let hyper = Hyper { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
-    let mut optimizer = AdamW::new(hyper, Rules::finetuning(config.weight_decay, config.layer_decay, sizes.depth));
-    let (run, start) = if resume {
-        let (run, state) = RunDir::resume(&config.out, config, config.seed, config.keep)?;
-        let start = state.map_or(Ok(0), |state| restore(&mut task, &mut optimizer, &state))?;
-        (run, start)
-    } else {
-        (RunDir::create(&config.out, config, config.seed, config.keep)?, 0)
-    };
-    let options = options(&plan, config.seed, config.strict, start, per_epoch);
-    let outcome = Loader::new(train, transform, options).and_then(|mut loader| {
-        let outcome = super::run(&mut task, &mut optimizer, &mut loader, &plan, &run, start);
-        report_failures(&loader);
-        outcome
-    });
-    let outcome = run.settle(outcome)?;
-    if outcome == Outcome::Finished {
-        let mut weights = StateDict::from_params(task.model.params())?;
-        load::mark(&mut weights, &sizes, false)?;
-        checkpoint::safetensors::write(run.path().join("upstream.safetensors"), &weights)?;
-    }
-    Ok((outcome, task))
 }

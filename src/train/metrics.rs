@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::tensorboard::EventWriter;
 use crate::checkpoint::atomic;
+use crate::data::Image;
 use crate::recipes::Numbers;
 use crate::{Error, Result};
 
@@ -50,10 +51,11 @@ impl Metrics {
         self.events.scalars(step, tags.iter().map(|(n, v)| (n.as_str(), *v)))
     }
 
-    /// Puts a PNG file among the TensorBoard pictures.
-    pub fn picture(&mut self, step: u64, tag: &str, width: usize, height: usize, png: &Path) -> Result<()> {
-        let bytes = std::fs::read(png).map_err(Error::io(png))?;
-        self.events.image(step, tag, width, height, &bytes)
+    /// Writes a picture to `path` and puts it among the TensorBoard pictures.
+    pub fn picture(&mut self, step: u64, tag: &str, image: &Image, path: &Path) -> Result<()> {
+        image.save_png(path)?;
+        let png = std::fs::read(path).map_err(Error::io(path))?;
+        self.events.image(step, tag, image.width, image.height, &png)
     }
 }
 

@@ -12,7 +12,6 @@ pub use metrics::Metrics;
 pub use progress::Progress;
 pub use run_dir::RunDir;
 
-use crate::checkpoint::StateDict;
 use crate::data::{Batch, Loader};
 use crate::optim::AdamW;
 use crate::optim::schedule::Cosine;
@@ -36,9 +35,22 @@ pub struct Plan {
     pub save_every: u64,
     /// Updates between log lines.
     pub log_every: u64,
+    /// Decides the order of the data.
+    pub seed: u64,
+    /// Whether an unreadable image ends the run.
+    pub strict: bool,
 }
 
 impl Plan {
+    /// Updates per epoch of so many images; refuses batches that they cannot fill.
+    pub fn check(&self, images: usize) -> Result<u64> {
+        if self.batch_size > images {
+            let expected = format!("at most the {images} images of the data set");
+            return Err(Error::config("batch_size", self.batch_size, expected));
+        }
+        self.steps_per_epoch((images / self.batch_size) as u64)
+    }
+
     /// Updates per epoch; micro-batches that do not fill one are left out.
     pub fn steps_per_epoch(&self, micro_batches: u64) -> Result<u64> {
         let steps = micro_batches / self.accum_iter;
@@ -126,7 +138,10 @@ pub fn run<T: Task>(
         }
         let stop = interrupt::asked() && done < total;
         if done.is_multiple_of(plan.save_every) || done == total || stop {
-            save(task, optimizer, folder, done)?;
+            folder.save(done, &task.weights()?, optimizer)?;
+            if let Some((name, image)) = task.picture()? {
+                metrics.picture(done, name, &image, &folder.picture(name)?)?;
+            }
         }
         if stop {
             progress.finish();
@@ -134,11 +149,6 @@ pub fn run<T: Task>(
         }
     }
     progress.finish();
-    for file in task.pictures(&folder.path().join("pictures"), "final")? {
-        if let Ok(image) = crate::data::decode::open(&file) {
-            metrics.picture(total, "reconstruction", image.width, image.height, &file)?;
-        }
-    }
     Ok(Outcome::Finished)
 }
 
@@ -154,8 +164,4 @@ fn not_finite(step: u64, tensor: &str, value: f64) -> Error {
     let hint = "try a lower learning rate, a longer warm-up, gradient clipping or, in bf16, f32; the last checkpoint is \
                 from before this step";
     Error::NonFinite { step, tensor: tensor.into(), value: value.to_string(), hint: hint.into() }
-}
-
-fn save<T: Task>(task: &mut T, optimizer: &AdamW, folder: &RunDir, step: u64) -> Result<()> {
-    folder.save(step, &StateDict::from_params(task.module().params())?, optimizer)
 }

@@ -20,6 +20,7 @@ pub struct Progress {
     label: String,
     total: u64,
     done: u64,
+    before: u64,
     units_per_step: f64,
     unit: &'static str,
     started: Instant,
@@ -40,18 +41,12 @@ impl Progress {
         bar.reset_eta();
         let now = Instant::now();
         let (label, started, last_line) = (label.to_string(), now, now);
-        Self { bar, terminal, label, total, done: 0, units_per_step, unit, started, last_line }.at(done)
-    }
-
-    fn at(mut self, done: u64) -> Self {
-        self.total = self.total.max(done);
-        self.total -= done;
-        self
+        Self { bar, terminal, label, total, done, before: done, units_per_step, unit, started, last_line }
     }
 
     /// Things per second since the start.
     pub fn rate(&self) -> f64 {
-        self.done as f64 * self.units_per_step / self.started.elapsed().as_secs_f64().max(1e-9)
+        (self.done - self.before) as f64 * self.units_per_step / self.started.elapsed().as_secs_f64().max(1e-9)
     }
 
     /// One step more; `message` is shown beside the rate.
@@ -63,8 +58,7 @@ impl Progress {
             self.bar.inc(1);
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
-            let left = self.started.elapsed().as_secs_f64() / self.done as f64
-                * (self.total - self.done.min(self.total)) as f64;
+            let left = self.total.saturating_sub(self.done) as f64 * self.units_per_step / self.rate();
             stderr_line(&format!("{} {}/{} {text} ETA {left:.0} s", self.label, self.done, self.total));
         }
     }

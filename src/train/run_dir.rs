@@ -1,26 +1,28 @@
 //! The folder of a run: config.toml, metrics.jsonl, tensorboard, checkpoints, pictures, the finished weights.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::checkpoint::run_state::{Progress, RunFolder, RunState};
+use crate::checkpoint::run_state::{FOLDER as CHECKPOINTS, Progress, RunFolder, RunState};
 use crate::checkpoint::{StateDict, atomic};
 use crate::optim::AdamW;
 use crate::train::Metrics;
 use crate::{Error, Result};
 
 const CONFIG: &str = "config.toml";
-const CHECKPOINTS: &str = "checkpoints";
+/// Keys of config.toml that may differ when a run is continued: places, which may move, and what does not change weights.
+const FREE: [&str; 12] =
+    ["data", "train", "val", "model", "init", "knn", "out", "keep", "save_every", "log_every", "strict", "recompute"];
 
 /// A run's folder.
 pub struct RunDir {
     path: PathBuf,
     states: RunFolder,
-    config: String,
-    seed: u64,
+    begun: Progress,
     new: bool,
 }
 
@@ -39,13 +41,13 @@ impl RunDir {
     ///
     /// # Errors
     /// When the folder holds a run already.
-    pub fn create<C: Serialize>(path: &Path, config: &C, seed: u64, keep: usize) -> Result<Self> {
+    pub fn create<C: Serialize>(path: &Path, config: &C, data: String, keep: usize) -> Result<Self> {
         Self::require_free(path)?;
-        let config = toml::to_string(config).map_err(|e| Error::config(CONFIG, e, "a configuration"))?;
+        let begun = Progress { step: 0, config: text(config)?, data };
         let states = RunFolder::open(path.join(CHECKPOINTS), keep)?;
-        let run = Self { path: path.into(), states, config, seed, new: true };
+        let run = Self { path: path.into(), states, begun, new: true };
         // Whole or not at all: a process killed here leaves a folder that a new run may still take.
-        run.settle(atomic::write(path.join(CONFIG), |w| w.write_all(run.config.as_bytes())))?;
+        run.settle(atomic::write(path.join(CONFIG), |w| w.write_all(run.begun.config.as_bytes())))?;
         Ok(run)
     }
 
@@ -83,16 +85,27 @@ impl RunDir {
     /// Opens an existing run and its newest intact state; `None` if it was stopped before the first checkpoint.
     ///
     /// Damaged checkpoints are passed over with a warning that names them.
-    pub fn resume<C: Serialize>(path: &Path, config: &C, seed: u64, keep: usize) -> Result<(Self, Option<RunState>)> {
+    ///
+    /// # Errors
+    /// When `config` or `data` are not those the run began with: it would not be the same run any more.
+    pub fn resume<C: Serialize>(
+        path: &Path,
+        config: &C,
+        data: String,
+        keep: usize,
+    ) -> Result<(Self, Option<RunState>)> {
         let states = RunFolder::open(path.join(CHECKPOINTS), keep)?;
         atomic::clean(path, "")?;
-        let config = toml::to_string(config).map_err(|e| Error::config(CONFIG, e, "a configuration"))?;
+        let begun = Progress { step: 0, config: text(config)?, data };
         let found = states.resume()?;
+        if let Some(found) = &found {
+            same_run(path, &begun, &found.state.progress)?;
+        }
         let state = found.map(|found| {
             found.damaged.iter().for_each(|e| tracing::warn!("{e}; continuing from {}", found.path.display()));
             found.state
         });
-        Ok((Self { path: path.into(), states, config, seed, new: false }, state))
+        Ok((Self { path: path.into(), states, begun, new: false }, state))
     }
 
     /// The folder.
@@ -105,14 +118,45 @@ impl RunDir {
         self.path.file_name().and_then(|n| n.to_str()).unwrap_or("run")
     }
 
+    /// Where a picture goes; its folder is made.
+    pub fn picture(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.path.join("pictures");
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        Ok(folder.join(format!("{name}.png")))
+    }
+
     /// Writes a checkpoint.
     pub fn save(&self, step: u64, model: &StateDict, optimizer: &AdamW) -> Result<()> {
         let mut tensors = StateDict::new();
         for (name, tensor) in optimizer.state()? {
             tensors.insert(name, tensor.to_device(&crate::Device::Cpu)?)?;
         }
-        let progress = Progress { step, seed: self.seed, config: self.config.clone(), ..Progress::default() };
+        let progress = Progress { step, ..self.begun.clone() };
         self.states.save(&RunState { progress, model: model.clone(), optimizer: tensors })?;
         Ok(())
     }
+}
+
+fn text<C: Serialize>(config: &C) -> Result<String> {
+    toml::to_string(config).map_err(|e| Error::config(CONFIG, e, "a configuration"))
+}
+
+/// Refuses to continue what began with another configuration or other data.
+fn same_run(path: &Path, now: &Progress, then: &Progress) -> Result<()> {
+    let table = |text: &str| toml::from_str::<toml::Table>(text).map_err(|e| Error::checkpoint(path, e.to_string()));
+    let (new, old) = (table(&now.config)?, table(&then.config)?);
+    let keys: BTreeSet<&String> = new.keys().chain(old.keys()).collect();
+    let show = |value: Option<&toml::Value>| value.map_or("absent".into(), toml::Value::to_string);
+    for key in keys.into_iter().filter(|key| !FREE.contains(&key.as_str())) {
+        let (new, old) = (new.get(key), old.get(key));
+        if new != old {
+            let expected = format!("{} as when {} began", show(old), path.display());
+            return Err(Error::config(key, show(new), expected));
+        }
+    }
+    if now.data != then.data {
+        let cause = format!("the data set has changed since the run began: {}, expected {}", now.data, then.data);
+        return Err(Error::Dataset { path: path.into(), cause });
+    }
+    Ok(())
 }

@@ -157,6 +157,11 @@ fn the_golden_name_map_agrees() {
     assert_eq!((config.image_size, config.grid(), config.layer_norm_eps), ([30, 30], (5, 5), 1e-12));
 }
 
+/// Configuration and weights, these under upstream names.
+fn read_folder(folder: &std::path::Path) -> crate::Result<(HfConfig, StateDict)> {
+    Ok((HfConfig::read(folder)?, to_upstream(crate::checkpoint::read(folder)?)?))
+}
+
 #[test]
 fn folders_survive() {
     let folder = tempfile::tempdir().unwrap();
@@ -164,21 +169,21 @@ fn folders_survive() {
     let weights = upstream(8, 2, 4, 1, 4);
     let config = HfConfig { image_size: [32, 64], norm_pix_loss: true, ..HfConfig::default() };
     hf::save(&at, &config, &weights).unwrap();
-    let (back, loaded) = hf::load(&at).unwrap();
+    let (back, loaded) = read_folder(&at).unwrap();
     assert_eq!(back, config);
     assert_same(&loaded, &weights);
     assert_same(&crate::checkpoint::read(&at).unwrap(), &to_hf(&weights).unwrap());
     assert_eq!(loaded.metadata["format"], "pt");
     assert_eq!(std::fs::read_dir(&at).unwrap().count(), 2);
     std::fs::remove_file(at.join("model.safetensors")).unwrap();
-    assert!(hf::load(&at).unwrap_err().to_string().contains("no weights in this folder"));
+    assert!(read_folder(&at).unwrap_err().to_string().contains("no weights in this folder"));
 }
 
 /// Files that `transformers` wrote (`tests/data/hf/make.py`).
 #[test]
 fn a_folder_of_transformers_is_read() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf");
-    let (config, weights) = hf::load(&folder).unwrap();
+    let (config, weights) = read_folder(&folder).unwrap();
     assert_eq!((config.hidden_size, config.decoder_intermediate_size, config.grid()), (8, 12, (2, 2)));
     assert_eq!((config.layer_norm_eps, config.mask_ratio, config.norm_pix_loss), (1e-6, 0.5, true));
     assert_eq!(detect(&weights).unwrap(), Layout::Upstream);

@@ -14,21 +14,14 @@ use crate::checkpoint::StateDict;
 use crate::random::stream;
 use crate::{Device, Tensor};
 
-fn state(step: u64, milestone: bool) -> RunState {
+fn state(step: u64) -> RunState {
     let mut optimizer = StateDict::new();
     optimizer.insert("exp_avg.norm.weight", tensor(&[8], step)).unwrap();
     optimizer.insert("steps", Tensor::from_slice(&[step as i32], [1], &Device::Cpu).unwrap()).unwrap();
-    let progress = Progress {
-        step,
-        epoch: step / 10,
-        batch: step % 10,
-        seed: u64::MAX,
-        counters: [("noise".to_string(), u64::MAX - step)].into(),
-        config: "[mae]\nwidth = 8\n".into(),
-        milestone,
-        extra: serde_json::json!({"loss": [0.5, null], "name": "\u{e9}"}),
-    };
-    RunState { progress, model: upstream(8, 1, 4, 1, 4), optimizer }
+    let progress = Progress { step, config: "[mae]\nwidth = 8\n".into(), data: "7 images of \u{e9}".into() };
+    let mut model = upstream(8, 1, 4, 1, 4);
+    model.metadata.insert("sizes".into(), "{}".into());
+    RunState { progress, model, optimizer }
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -41,6 +34,7 @@ fn names(folder: &Path) -> Vec<String> {
 fn assert_equal(a: &RunState, b: &RunState) {
     assert_eq!(a.progress, b.progress);
     assert_same(&a.model, &b.model);
+    assert_eq!(a.model.metadata, b.model.metadata);
     assert_same(&a.optimizer, &b.optimizer);
 }
 
@@ -48,24 +42,24 @@ fn assert_equal(a: &RunState, b: &RunState) {
 fn everything_comes_back_and_equal_states_give_equal_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
-    state(12, true).write(&a).unwrap();
+    state(12).write(&a).unwrap();
     let back = RunState::read(&a).unwrap();
-    assert_equal(&back, &state(12, true));
+    assert_equal(&back, &state(12));
     back.write(&b).unwrap();
     assert_eq!(fs::read(a).unwrap(), fs::read(b).unwrap());
 }
 
 #[test]
-fn the_newest_and_the_milestones_are_kept() {
+fn the_newest_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let run = RunFolder::open(folder.path().join("checkpoints"), 2).unwrap();
     assert!(run.resume().unwrap().is_none());
     for step in 1..=6 {
-        let path = run.save(&state(step, step == 2)).unwrap();
+        let path = run.save(&state(step)).unwrap();
         assert_eq!(run.resume().unwrap().unwrap().path, path);
     }
     let at = folder.path().join("checkpoints");
-    let kept = [2, 5, 6].map(|s| format!("step-{s:08}.safetensors"));
+    let kept = [5, 6].map(|s| format!("step-{s:08}.safetensors"));
     assert_eq!(names(&at), [&["latest".to_string()][..], &kept].concat());
     assert_eq!(fs::read_to_string(at.join("latest")).unwrap(), "step-00000006.safetensors\n");
 }
@@ -74,7 +68,7 @@ fn the_newest_and_the_milestones_are_kept() {
 fn damaged_files_are_named_and_passed_over() {
     let folder = tempfile::tempdir().unwrap();
     let run = RunFolder::open(folder.path(), 3).unwrap();
-    let paths: Vec<PathBuf> = (1..=3).map(|s| run.save(&state(s, false)).unwrap()).collect();
+    let paths: Vec<PathBuf> = (1..=3).map(|s| run.save(&state(s)).unwrap()).collect();
     let truncated = fs::read(&paths[2]).unwrap();
     fs::write(&paths[2], &truncated[..truncated.len() / 2]).unwrap();
     let mut flipped = fs::read(&paths[1]).unwrap();
@@ -82,14 +76,14 @@ fn damaged_files_are_named_and_passed_over() {
     fs::write(&paths[1], flipped).unwrap();
     let found = run.resume().unwrap().unwrap();
     assert_eq!(found.path, paths[0]);
-    assert_equal(&found.state, &state(1, false));
+    assert_equal(&found.state, &state(1));
     let messages: Vec<_> = found.damaged.iter().map(ToString::to_string).collect();
     assert!(messages[0].contains("step-00000003") && messages[0].contains("truncated"), "{messages:?}");
     assert!(messages[1].contains("step-00000002") && messages[1].contains("checksum"), "{messages:?}");
 
     // Going on from step 1 must neither delete the good file in favour of damaged ones nor resume from those later.
     let run = RunFolder::open(folder.path(), 1).unwrap();
-    let next = run.save(&state(2, false)).unwrap();
+    let next = run.save(&state(2)).unwrap();
     assert_eq!(run.resume().unwrap().unwrap().path, next);
     assert!(names(folder.path()).contains(&"step-00000003.safetensors.superseded".to_string()));
 
@@ -104,7 +98,7 @@ fn other_files_and_later_versions_are_refused() {
     let path = folder.path().join("step-00000007.safetensors");
     crate::checkpoint::safetensors::write(&path, &upstream(8, 1, 4, 1, 4)).unwrap();
     assert!(RunState::read(&path).unwrap_err().to_string().contains("not the state of a training run"));
-    state(6, false).write(folder.path().join("step-00000006.safetensors")).unwrap();
+    state(6).write(folder.path().join("step-00000006.safetensors")).unwrap();
     let mut dict = crate::checkpoint::safetensors::read(folder.path().join("step-00000006.safetensors")).unwrap();
     dict.metadata.insert("ocellus.schema".into(), "2".into());
     crate::checkpoint::safetensors::write(&path, &dict).unwrap();
@@ -130,7 +124,7 @@ fn saving_child() {
     let run = RunFolder::open(folder, 2).unwrap();
     let first = run.resume().unwrap().map_or(1, |r| r.state.progress.step + 1);
     for step in first.. {
-        run.save(&state(step, step % 5 == 0)).unwrap();
+        run.save(&state(step)).unwrap();
     }
 }
 
@@ -158,9 +152,7 @@ fn a_process_killed_at_any_moment_leaves_a_folder_to_resume_from() {
         assert!(found.damaged.is_empty(), "{:?}", found.damaged);
         assert!(found.state.progress.step > last);
         last = found.state.progress.step;
-        assert_equal(&found.state, &state(last, last % 5 == 0));
-        let milestones = names(folder.path()).iter().filter(|n| n.ends_with(".safetensors")).count() as u64;
-        assert!(milestones >= last / 5, "milestones are kept");
+        assert_equal(&found.state, &state(last));
     }
 }
 
@@ -171,7 +163,7 @@ proptest! {
     fn no_damage_goes_unnoticed(at in any::<prop::sample::Index>(), bit in 0u8..8, cut in any::<bool>()) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
-        state(3, false).write(&path).unwrap();
+        state(3).write(&path).unwrap();
         let mut bytes = fs::read(&path).unwrap();
         let at = at.index(bytes.len());
         if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
@@ -179,7 +171,7 @@ proptest! {
         match RunState::read(&path) {
             Err(_) => {}
             // A flipped bit can leave the meaning of the header's JSON as it was (white space at its end).
-            Ok(read) => assert_equal(&read, &state(3, false)),
+            Ok(read) => assert_equal(&read, &state(3)),
         }
     }
 }

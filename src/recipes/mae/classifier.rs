@@ -50,22 +50,39 @@ impl Classifier {
         })
     }
 
+    /// Every token after the last block, the class token first, patches in raster order: `[B (L + 1), embed_dim]`.
+    fn encode(&self, tape: &Tape, images: &Var, norm: Option<&Tensor>, drops: &[Drops]) -> Result<Var> {
+        let [batch, ..] = images.value().dims::<4>("encode", "images")?;
+        let (patches, device) = (self.trunk.config.patches()?, images.value().device());
+        let x = self.trunk.embed(tape, images, norm, &PatchIds::all(batch, patches, device)?)?;
+        self.trunk.run(tape, x, &Sequences::uniform(batch, patches + 1, device)?, drops)
+    }
+
     /// What the head sees: `[B, embed_dim]`. `drops`: stochastic depth, one entry per block, or empty.
     pub fn features(&self, tape: &Tape, images: &Var, norm: Option<&Tensor>, drops: &[Drops]) -> Result<Var> {
-        let (batch, device) = (images.value().shape()[0], images.value().device().clone());
-        let rows = self.trunk.config.patches()? + 1;
-        let ids = PatchIds::all(batch, rows - 1, &device)?;
-        let x = self.trunk.embed(tape, images, norm, &ids)?;
-        let x = self.trunk.run(tape, x, &Sequences::uniform(batch, rows, &device)?, drops)?;
+        let x = self.encode(tape, images, norm, drops)?;
+        let (batch, rows) = (images.value().shape()[0], self.trunk.config.patches()? + 1);
         match self.pool {
             Pool::Mean => self.norm.forward(tape, &ops::mean_pool::mean_pool(tape, &x, rows, 1)?),
             Pool::Cls => {
                 // Only the class rows go through the norm: the others would be thrown away.
                 let class_rows: Vec<i32> = (0..batch).map(|i| (i * rows) as i32).collect();
-                let class_rows = Tensor::from_slice(&class_rows, [batch], &device)?;
+                let class_rows = Tensor::from_slice(&class_rows, [batch], images.value().device())?;
                 self.norm.forward(tape, &ops::gather_rows::gather_rows(tape, &x, &class_rows)?)
             }
         }
+    }
+
+    /// Tokens of unmasked images, the class token first, patches in raster order: `[B, L + 1, embed_dim]`. Those of the
+    /// class-token classifier have gone through its norm; mean pooling has a norm for the mean only.
+    pub fn tokens(&self, images: &Var, norm: Option<&Tensor>) -> Result<Tensor> {
+        let tape = Tape::no_grad();
+        let mut x = self.encode(&tape, images, norm, &[])?;
+        if self.pool == Pool::Cls {
+            x = self.norm.forward(&tape, &x)?;
+        }
+        let batch = images.value().shape()[0];
+        x.value().reshape([batch, self.trunk.config.patches()? + 1, self.trunk.config.dim])
     }
 
     /// Logits `[B, classes]`.

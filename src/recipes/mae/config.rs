@@ -1,6 +1,7 @@
 //! Every knob of the recipe with its default: flags, help text and config.toml are made from these structs.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::masks::kept;
 use crate::nn::vit::VitConfig;
+use crate::optim::schedule::scaled_lr;
 use crate::{Error, Result};
 
 /// Sizes of encoder and decoder.
@@ -85,12 +87,12 @@ impl Preset {
         PRESETS.into_iter().find(|p| p.encoder[0] == dim)
     }
 
-    /// Sizes at the preset's own image and patch size unless others are given.
-    pub fn sizes(&self, image_size: Option<usize>, patch_size: Option<usize>) -> Sizes {
+    /// Sizes at the preset's own image (height, width) and patch size unless others are given.
+    pub fn sizes(&self, image_size: Option<[usize; 2]>, patch_size: Option<usize>) -> Sizes {
         let [embed_dim, depth, num_heads] = self.encoder;
         let [decoder_embed_dim, decoder_depth, decoder_num_heads] = self.decoder;
         Sizes {
-            image_size: [image_size.unwrap_or(self.image); 2],
+            image_size: image_size.unwrap_or([self.image; 2]),
             patch_size: patch_size.unwrap_or(self.patch),
             in_chans: 3,
             embed_dim,
@@ -132,6 +134,31 @@ impl fmt::Display for Preset {
     }
 }
 
+/// `64` as a square, `64x32` as height and width.
+pub(super) fn parse_size(text: &str) -> std::result::Result<[usize; 2], String> {
+    let side = |text: &str| text.parse().map_err(|_| "expected pixels, as in 64, or height x width, as in 64x32");
+    match text.split_once('x') {
+        Some((h, w)) => Ok([side(h)?, side(w)?]),
+        None => Ok([side(text)?; 2]),
+    }
+}
+
+/// Refuses the first count that is 0.
+pub fn check_positive(counts: &[(&str, u64)]) -> Result<()> {
+    match counts.iter().find(|(_, count)| *count == 0) {
+        Some((key, _)) => Err(Error::config(*key, 0, "at least 1")),
+        None => Ok(()),
+    }
+}
+
+/// Refuses the first value outside its range.
+pub fn check_ranges(values: &[(&str, f64, RangeInclusive<f64>)]) -> Result<()> {
+    match values.iter().find(|(_, value, range)| !range.contains(value)) {
+        Some((key, value, range)) => Err(Error::config(*key, value, format!("{} to {}", range.start(), range.end()))),
+        None => Ok(()),
+    }
+}
+
 /// Everything a pre-training run depends on: the flags of `ocellus pretrain mae` and the contents of config.toml.
 ///
 /// Defaults are the official ones (He et al. 2021, appendix A.1).
@@ -146,10 +173,10 @@ pub struct Config {
     /// Sizes of the model: micro, tiny, small, base, large, huge
     #[arg(long, default_value = "base")]
     pub preset: Preset,
-    /// Image side in pixels [default: the preset's]
-    #[arg(long)]
-    pub image_size: Option<usize>,
-    /// Patch side in pixels; divides the image side [default: the preset's]
+    /// Image side in pixels, or height x width as in 64x32 [default: the preset's]
+    #[arg(long, value_parser = parse_size)]
+    pub image_size: Option<[usize; 2]>,
+    /// Patch side in pixels; divides both image sides [default: the preset's]
     #[arg(long)]
     pub patch_size: Option<usize>,
     /// Share of the patches that is removed
@@ -161,7 +188,7 @@ pub struct Config {
     /// Passes over the data
     #[arg(long, default_value_t = 800)]
     pub epochs: u64,
-    /// Epochs of linear warm-up [default: a twentieth of the epochs]
+    /// Epochs of linear warm-up [default: 40, at most a twentieth of the epochs]
     #[arg(long)]
     pub warmup_epochs: Option<f64>,
     /// Images per forward pass
@@ -234,27 +261,24 @@ impl Config {
 
     /// The learning rate used: `lr`, or `blr` scaled by the effective batch.
     pub fn learning_rate(&self) -> f64 {
-        self.lr.unwrap_or(self.blr * (self.batch_size as u64 * self.accum_iter) as f64 / 256.0)
+        self.lr.unwrap_or_else(|| scaled_lr(self.blr, self.batch_size * self.accum_iter as usize))
     }
 
     /// Warm-up in epochs.
     pub fn warmup(&self) -> f64 {
-        self.warmup_epochs.unwrap_or(self.epochs as f64 / 20.0)
+        self.warmup_epochs.unwrap_or((self.epochs as f64 / 20.0).min(40.0))
     }
 
     /// Refuses values no run can use, naming key and value.
     pub fn check(&self) -> Result<()> {
-        let positive = [
+        check_positive(&[
             ("epochs", self.epochs),
             ("batch_size", self.batch_size as u64),
             ("accum_iter", self.accum_iter),
             ("save_every", self.save_every),
             ("log_every", self.log_every),
-        ];
-        if let Some((key, _)) = positive.iter().find(|(_, v)| *v == 0) {
-            return Err(Error::config(*key, 0, "at least 1"));
-        }
-        let ranges = [
+        ])?;
+        check_ranges(&[
             ("mask_ratio", self.mask_ratio, 0.0..=1.0),
             ("crop_min", self.crop_min, 1e-3..=1.0),
             ("mirror", self.mirror, 0.0..=1.0),
@@ -266,10 +290,7 @@ impl Config {
             ("weight_decay", self.weight_decay, 0.0..=1e3),
             ("warmup_epochs", self.warmup(), 0.0..=self.epochs as f64),
             ("clip_grad", self.clip_grad.unwrap_or(1.0), 1e-12..=f64::MAX),
-        ];
-        if let Some((key, value, range)) = ranges.iter().find(|(_, v, r)| !r.contains(v)) {
-            return Err(Error::config(*key, value, format!("{} to {}", range.start(), range.end())));
-        }
+        ])?;
         let patches = self.sizes().vit().patches()?;
         let keep = kept(patches, self.mask_ratio)?;
         if keep == 0 || keep == patches {

@@ -6,9 +6,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::classifier::{Classifier, Pool, drop_rates, drops};
-use crate::data::loader::Options;
+use super::config::{check_positive, check_ranges, parse_size};
+use super::score::{Score, score};
+use super::{Sizes, load};
+use crate::checkpoint::StateDict;
 use crate::data::mixup::{Mix, Mixing, mix, soft_targets};
-use crate::data::{Batch, Folder, Loader, Purpose, Source, Stream, transforms};
+use crate::data::{Batch, Folder, Purpose, Source, Stream};
 use crate::nn::Module;
 use crate::ops::cross_entropy::{Targets, cross_entropy};
 use crate::optim::schedule::scaled_lr;
@@ -30,16 +33,16 @@ pub struct FinetuneConfig {
     /// Run folder to create
     #[arg(long, short, default_value = "runs/finetune")]
     pub out: PathBuf,
-    /// Image side in pixels; the position table is resized [default: the weights']
-    #[arg(long)]
-    pub image_size: Option<usize>,
+    /// Image side in pixels, or height x width as in 64x32; the position table is resized [default: the weights']
+    #[arg(long, value_parser = parse_size)]
+    pub image_size: Option<[usize; 2]>,
     /// Feature the head sees: mean of the patches or class token
     #[arg(long, value_enum, default_value_t = Pool::Mean)]
     pub pool: Pool,
     /// Passes over the data (paper: 100 for ViT-B, 50 for ViT-L and ViT-H)
     #[arg(long, default_value_t = 100)]
     pub epochs: u64,
-    /// Epochs of linear warm-up [default: a twentieth of the epochs]
+    /// Epochs of linear warm-up [default: 5, at most a tenth of the epochs]
     #[arg(long)]
     pub warmup_epochs: Option<f64>,
     /// Images per forward pass
@@ -121,7 +124,7 @@ impl FinetuneConfig {
 
     /// Warm-up in epochs.
     pub fn warmup(&self) -> f64 {
-        self.warmup_epochs.unwrap_or(self.epochs as f64 / 20.0)
+        self.warmup_epochs.unwrap_or((self.epochs as f64 / 10.0).min(5.0))
     }
 
     /// How batches are mixed.
@@ -137,17 +140,14 @@ impl FinetuneConfig {
 
     /// Refuses values no run can use.
     pub fn check(&self) -> Result<()> {
-        let positive = [
+        check_positive(&[
             ("epochs", self.epochs),
             ("batch_size", self.batch_size as u64),
             ("accum_iter", self.accum_iter),
             ("save_every", self.save_every),
             ("log_every", self.log_every),
-        ];
-        if let Some((key, _)) = positive.iter().find(|(_, v)| *v == 0) {
-            return Err(Error::config(*key, 0, "at least 1"));
-        }
-        let ranges = [
+        ])?;
+        check_ranges(&[
             ("layer_decay", self.layer_decay, 1e-6..=1.0),
             ("drop_path", self.drop_path, 0.0..=0.99),
             ("smoothing", self.smoothing, 0.0..=0.99),
@@ -159,10 +159,7 @@ impl FinetuneConfig {
             ("crop_min", self.crop_min, 1e-3..=1.0),
             ("mirror", self.mirror, 0.0..=1.0),
             ("clip_grad", self.clip_grad.unwrap_or(1.0), 1e-12..=f64::MAX),
-        ];
-        if let Some((key, value, range)) = ranges.iter().find(|(_, v, r)| !r.contains(v)) {
-            return Err(Error::config(*key, value, format!("{} to {}", range.start(), range.end())));
-        }
+        ])?;
         self.mixing().check()
     }
 }
@@ -177,43 +174,42 @@ pub struct Finetune {
     seed: u64,
     val: Arc<Folder>,
     norm: Tensor,
+    sizes: Sizes,
+    batch_size: usize,
+    score: Option<Score>,
 }
 
 impl Finetune {
     /// A classifier ready to train; `val` is evaluated after every epoch.
-    pub fn new(config: &FinetuneConfig, mut model: Classifier, classes: usize, val: Arc<Folder>) -> Result<Self> {
+    pub fn new(
+        config: &FinetuneConfig,
+        mut model: Classifier,
+        sizes: Sizes,
+        classes: usize,
+        val: Arc<Folder>,
+    ) -> Result<Self> {
         config.check()?;
         model.trunk.recompute = config.recompute;
         let rates = drop_rates(config.drop_path, model.trunk.config.depth);
         let norm = super::imagenet_norm(model.norm.weight.master.device())?;
-        Ok(Self { model, classes, mixing: config.mixing(), rates, seed: config.seed, val, norm })
+        let (mixing, seed, batch_size) = (config.mixing(), config.seed, config.batch_size);
+        Ok(Self { model, classes, mixing, rates, seed, val, norm, sizes, batch_size, score: None })
     }
 
-    /// Top-1 accuracy on the validation images.
-    pub fn accuracy(&self) -> Result<f64> {
-        let ([side, _], device) = (self.model.trunk.config.image, self.norm.device());
-        let (mut right, mut seen) = (0, 0);
-        for batch in Loader::new(self.val.clone(), transforms::evaluate(side)?, Options::evaluation(64))? {
-            let batch = batch?;
-            if batch.labels.is_empty() {
-                continue;
-            }
-            let images = Tensor::from_slice(&batch.images, [batch.labels.len(), 3, side, side], device)?;
-            let logits = self.model.forward(&Tape::no_grad(), &Var::constant(images), Some(&self.norm), &[])?;
-            right += correct(&logits.value().to_f64()?, self.classes, &batch.labels);
-            seen += batch.labels.len();
+    /// Accuracy and loss on the validation images; measured once for the same weights.
+    pub fn validation(&mut self) -> Result<Score> {
+        if let Some(score) = self.score {
+            return Ok(score);
         }
-        Ok(right as f64 / seen.max(1) as f64)
+        let (trunk, device) = (&self.model.trunk.config, self.norm.device());
+        let score = score(self.val.clone(), trunk.image, self.batch_size, |batch| {
+            let images = Tensor::from_slice(&batch.images, trunk.images(batch.labels.len()), device)?;
+            let logits = self.model.forward(&Tape::no_grad(), &Var::constant(images), Some(&self.norm), &[])?;
+            Ok(logits.value().clone())
+        })?;
+        self.score = Some(score);
+        Ok(score)
     }
-}
-
-/// Rows whose largest logit is that of the label; of equal ones the first counts.
-pub fn correct(logits: &[f64], classes: usize, labels: &[i32]) -> usize {
-    let hit = |(row, &label): (&[f64], &i32)| {
-        let best = (0..classes).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a)));
-        usize::from(best == Some(label as usize))
-    };
-    logits.chunks_exact(classes.max(1)).zip(labels).map(hit).sum()
 }
 
 impl Task for Finetune {
@@ -223,15 +219,23 @@ impl Task for Finetune {
         &mut self.model
     }
 
+    fn weights(&self) -> Result<StateDict> {
+        let mut weights = StateDict::from_params(self.model.params())?;
+        load::mark(&mut weights, &self.sizes, None)?;
+        Ok(weights)
+    }
+
     fn micro_step(&mut self, batch: &Batch<f32>, scale: f64, grads: &mut Grads) -> Result<f64> {
-        let (count, [side, _], device) = (batch.labels.len(), self.model.trunk.config.image, self.norm.device());
+        self.score = None; // the weights are about to change
+        let (count, device) = (batch.labels.len(), self.norm.device());
+        let shape @ [_, _, height, width] = self.model.trunk.config.images(count);
         let mut values = batch.images.clone();
         let mut rng = Stream::new(self.seed, Purpose::MIX, batch.epoch, batch.step_in_epoch);
-        let how = if self.mixing.probability > 0.0 { self.mixing.draw(&mut rng, side, side) } else { Mix::NONE };
-        mix(&mut values, count, side, side, &how)?;
+        let how = if self.mixing.probability > 0.0 { self.mixing.draw(&mut rng, width, height) } else { Mix::NONE };
+        mix(&mut values, count, width, height, &how)?;
         let targets = soft_targets(&batch.labels, self.classes, self.mixing.smoothing, how.lam)?;
         let targets = Tensor::from_slice(&targets, [count, self.classes], device)?;
-        let images = Tensor::from_slice(&values, [count, 3, side, side], device)?;
+        let images = Tensor::from_slice(&values, shape, device)?;
         let mut rng = Stream::new(self.seed, Purpose::DROP, batch.epoch, batch.step_in_epoch);
         let dropped = drops(&self.rates, device, |_, _| (0..count).map(|_| rng.unit_f32()).collect())?;
         let tape = Tape::new();
@@ -245,7 +249,8 @@ impl Task for Finetune {
     }
 
     fn end_of_epoch(&mut self, _epoch: u64) -> Result<Numbers> {
-        Ok(vec![("val_top1", self.accuracy()?)])
+        let Score { top1, top5, loss } = self.validation()?;
+        Ok(vec![("val_top1", top1), ("val_top5", top5), ("val_loss", loss)])
     }
 }
 

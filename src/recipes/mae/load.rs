@@ -1,11 +1,13 @@
-//! Finished weights from whatever people have: a run, a Hugging Face folder, a safetensors file, an official `.pth`.
+//! Weights from whatever people have: a run, finished or not, a Hugging Face folder, a safetensors file, an official `.pth`.
 
 use std::path::{Path, PathBuf};
 
 use super::{Classifier, Mae, Pool, Preset, Sizes};
-use crate::checkpoint::{self, HfConfig, LoadOptions, LoadReport, StateDict, load_into, to_upstream};
+use crate::checkpoint::{
+    self, HfConfig, LoadOptions, LoadReport, RunFolder, RunState, StateDict, load_into, names, run_state, to_upstream,
+};
 use crate::nn::{Builder, Module};
-use crate::{DType, Device, Error, Result};
+use crate::{DType, Device, Error, Param, Result};
 
 /// Metadata keys with which this crate marks its own files.
 const SIZES: &str = "ocellus.sizes";
@@ -23,13 +25,8 @@ pub struct LoadedMae {
 impl LoadedMae {
     /// Refuses weights without their decoder: reconstructions would be noise.
     pub fn require_decoder(&self) -> Result<()> {
-        let missing: Vec<&str> = self
-            .report
-            .missing
-            .iter()
-            .map(String::as_str)
-            .filter(|n| n.starts_with("decoder") || *n == "mask_token")
-            .collect();
+        let missing: Vec<&str> =
+            self.report.missing.iter().map(String::as_str).filter(|n| names::is_decoder(n)).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -53,35 +50,63 @@ pub struct Weights {
     pub norm_pix: Option<bool>,
 }
 
-/// Marks a dictionary with what is needed to build its model again.
-pub fn mark(dict: &mut StateDict, sizes: &Sizes, norm_pix: bool) -> Result<()> {
+/// Marks a dictionary with what is needed to build its model again. `norm_pix`: what its decoder predicts, if it has one.
+pub fn mark(dict: &mut StateDict, sizes: &Sizes, norm_pix: Option<bool>) -> Result<()> {
     let text = serde_json::to_string(sizes).map_err(|e| Error::Training(format!("sizes as JSON: {e}")))?;
     dict.metadata.insert(SIZES.into(), text);
-    dict.metadata.insert(NORM_PIX.into(), norm_pix.to_string());
+    dict.metadata.extend(norm_pix.map(|it| (NORM_PIX.into(), it.to_string())));
     Ok(())
 }
 
-/// Reads weights and finds their sizes: from this crate's own metadata, from config.json, or from the tensor shapes (the
-/// number of heads is then that of the preset of the same width).
+/// The sizes that [`mark`] put into a dictionary.
+pub fn marked(dict: &StateDict) -> Result<Option<Sizes>> {
+    let damaged = |e| Error::checkpoint(&dict.origin, format!("damaged sizes: {e}"));
+    dict.metadata.get(SIZES).map(|text| serde_json::from_str(text).map_err(damaged)).transpose()
+}
+
+/// Reads weights and finds their sizes: from this crate's own metadata, from the config.json beside the names of Hugging
+/// Face, or from the tensor shapes (the number of heads is then that of the preset of the same width).
+///
+/// Of a run that has not finished, the newest intact checkpoint.
 pub fn weights(path: &Path) -> Result<Weights> {
-    let own = path.join("upstream.safetensors");
-    let file = if own.is_file() { own } else { path.to_path_buf() };
-    let dict = checkpoint::read(&file)?;
-    let stated = dict.metadata.get(SIZES).cloned();
+    let dict = read(path)?;
     let norm_pix = dict.metadata.get(NORM_PIX).and_then(|v| v.parse().ok());
-    if let Some(text) = stated {
-        let sizes = serde_json::from_str(&text).map_err(|e| Error::checkpoint(&file, format!("damaged sizes: {e}")))?;
-        return Ok(Weights { dict: to_upstream(dict)?, sizes, norm_pix });
-    }
-    let config = file.join("config.json");
-    if config.is_file() {
-        let config = HfConfig::read(&config)?;
-        let dict = to_upstream(dict)?;
-        return Ok(Weights { dict, sizes: from_hf(&config), norm_pix: Some(config.norm_pix_loss) });
-    }
+    let (sizes, norm_pix) = match (marked(&dict)?, hub_config(path, &dict)?) {
+        (Some(sizes), _) => (Some(sizes), norm_pix),
+        (None, Some(config)) => (Some(from_hf(&config)), Some(config.norm_pix_loss)),
+        (None, None) => (None, norm_pix),
+    };
     let dict = to_upstream(dict)?;
-    let sizes = from_shapes(&dict, &file)?;
+    let sizes = sizes.map_or_else(|| from_shapes(&dict), Ok)?;
+    if sizes.in_chans != 3 {
+        let cause = format!("the model is for images of {} channels, expected 3 (RGB)", sizes.in_chans);
+        return Err(Error::checkpoint(&dict.origin, cause));
+    }
     Ok(Weights { dict, sizes, norm_pix })
+}
+
+fn read(path: &Path) -> Result<StateDict> {
+    let finished = path.join("upstream.safetensors");
+    if finished.is_file() {
+        return checkpoint::read(finished);
+    }
+    let states = path.join(run_state::FOLDER);
+    if states.is_dir()
+        && let Some(found) = RunFolder::reading(states).resume()?
+    {
+        tracing::info!("{} has not finished: taking {}", path.display(), found.path.display());
+        return Ok(found.state.model);
+    }
+    let dict = checkpoint::read(path)?;
+    // One checkpoint of a run, given by name.
+    if RunState::is_state(&dict) { Ok(RunState::read(path)?.model) } else { Ok(dict) }
+}
+
+/// The config.json in the folder, or beside the file, of tensors that Hugging Face named.
+fn hub_config(path: &Path, dict: &StateDict) -> Result<Option<HfConfig>> {
+    let file = if path.is_dir() { path.join("config.json") } else { path.with_file_name("config.json") };
+    let hub = matches!(names::detect(dict), Ok(names::Layout::HuggingFace));
+    (hub && file.is_file()).then(|| HfConfig::read(&file)).transpose()
 }
 
 fn from_hf(c: &HfConfig) -> Sizes {
@@ -101,26 +126,26 @@ fn from_hf(c: &HfConfig) -> Sizes {
     }
 }
 
-fn from_shapes(dict: &StateDict, file: &Path) -> Result<Sizes> {
+fn from_shapes(dict: &StateDict) -> Result<Sizes> {
     let shape = |name: &str| dict.require(name).map(|t| t.shape().to_vec());
     let kernel = shape("patch_embed.proj.weight")?;
     let &[embed_dim, in_chans, patch_size, _] = kernel.as_slice() else {
         return Err(Error::checkpoint(
-            file,
+            &dict.origin,
             format!("patch_embed.proj.weight has shape {kernel:?}, expected [D, C, p, p]"),
         ));
     };
     let preset = Preset::of_width(embed_dim).ok_or_else(|| {
         let known = Preset::names().join(", ");
         Error::checkpoint(
-            file,
+            &dict.origin,
             format!("width {embed_dim} is that of no preset ({known}) and the file states no number of heads"),
         )
     })?;
     let blocks = |prefix: &str| (0..).take_while(|i| dict.contains(&format!("{prefix}.{i}.norm1.weight"))).count();
     let preset_sizes = preset.sizes(None, None);
     let tokens = shape("pos_embed")?.get(1).copied().unwrap_or(0);
-    let side = (tokens.saturating_sub(1) as f64).sqrt().round() as usize * patch_size;
+    let side = tokens.saturating_sub(1).isqrt() * patch_size;
     let decoder = dict.get("decoder_embed.weight").map(|t| t.shape()[0]);
     Ok(Sizes {
         image_size: [side, side],
@@ -138,40 +163,59 @@ fn from_shapes(dict: &StateDict, file: &Path) -> Result<Sizes> {
     })
 }
 
-/// Parameters that files of an encoder may lack: the decoder, and the encoder's last norm, which fine-tuning replaces.
-pub fn only_in_pretraining(name: &str) -> bool {
-    name.starts_with("decoder") || name == "mask_token" || name.starts_with("norm.")
+/// Puts weights of a model of sizes `from` into one of sizes `to`, whose position tables may have another grid, and says
+/// what became of every tensor.
+fn fill(mut params: Vec<&mut Param>, dict: &StateDict, from: &Sizes, to: &Sizes) -> Result<LoadReport> {
+    let grid = |s: &Sizes| s.vit().grid().map(|[h, w]| Some((h, w)));
+    let report = load_into(&mut params, dict, &LoadOptions { file_grid: grid(from)?, model_grid: grid(to)? })?;
+    tracing::info!("{report}");
+    Ok(report)
+}
+
+/// Starts a masked autoencoder of `sizes` from weights that may lack the decoder and the encoder's last norm, which files
+/// for other purposes replace; anything else missing would be training from scratch unawares.
+pub fn initialise(model: &mut Mae, sizes: &Sizes, weights: &Weights) -> Result<LoadReport> {
+    // The number of heads changes what weights mean, but not their shapes.
+    if weights.sizes.num_heads != sizes.num_heads {
+        let cause = format!("has {} attention heads, expected {}", weights.sizes.num_heads, sizes.num_heads);
+        return Err(Error::checkpoint(&weights.dict.origin, cause));
+    }
+    let report = fill(model.params_mut(), &weights.dict, &weights.sizes, sizes)?;
+    report.require(|name| !names::is_decoder(name) && !name.starts_with("norm."))?;
+    Ok(report)
 }
 
 /// A masked autoencoder. `norm_pix` is asked of files that do not say it; without either, raw pixels are assumed.
 pub fn mae(path: &Path, device: &Device, dtype: DType, norm_pix: Option<bool>) -> Result<LoadedMae> {
     let w = weights(path)?;
-    let builder = Builder::new(device, dtype, 0);
-    let mut model = Mae::new(&builder, &w.sizes, norm_pix.or(w.norm_pix).unwrap_or(false))?;
-    let report = load_into(&mut model.params_mut(), &w.dict, &LoadOptions::default())?;
-    report.require(|name| !only_in_pretraining(name))?;
+    let norm_pix = norm_pix.or(w.norm_pix).unwrap_or_else(|| {
+        tracing::warn!(
+            "{} does not say what it predicts, taken as raw pixels; if it is normalised patches, as in \
+             mae_pretrain_vit_*_full.pth, pass --norm-pix true",
+            path.display()
+        );
+        false
+    });
+    let mut model = Mae::new(&Builder::new(device, dtype, 0), &w.sizes, norm_pix)?;
+    let report = initialise(&mut model, &w.sizes, &w)?;
     Ok(LoadedMae { model, report, path: path.into() })
 }
 
-/// A classifier on loaded weights: for fine-tuning, probing and features. `image_size` resizes the position table.
+/// A classifier on loaded weights: for fine-tuning, probing and features. Without `pool`, the one the weights were
+/// trained with. `image_size` resizes the position table.
 pub fn classifier(
     path: &Path,
     builder: &Builder,
     classes: usize,
-    pool: Pool,
-    image_size: Option<usize>,
+    pool: Option<Pool>,
+    image_size: Option<[usize; 2]>,
 ) -> Result<(Classifier, Sizes)> {
     let w = weights(path)?;
-    let mut sizes = w.sizes.clone();
-    let grid = |s: &Sizes| s.vit().grid().map(|[h, w]| (h, w));
-    let file_grid = grid(&sizes)?;
-    if let Some(side) = image_size {
-        sizes.image_size = [side, side];
-    }
-    let mut model = Classifier::new(builder, &sizes, classes, pool)?;
+    let sizes = Sizes { image_size: image_size.unwrap_or(w.sizes.image_size), ..w.sizes.clone() };
+    let trained = if w.dict.contains("fc_norm.weight") { Pool::Mean } else { Pool::Cls };
+    let mut model = Classifier::new(builder, &sizes, classes, pool.unwrap_or(trained))?;
     let dict = without_other_head(&w.dict, &[classes, sizes.embed_dim])?;
-    let options = LoadOptions { file_grid: Some(file_grid), model_grid: Some(grid(&sizes)?) };
-    let report = load_into(&mut model.params_mut(), &dict, &options)?;
+    let report = fill(model.params_mut(), &dict, &w.sizes, &sizes)?;
     // The head and the norm of mean pooling are new; everything else must be there.
     report.require(|name| !name.starts_with("head.") && !name.starts_with("fc_norm."))?;
     Ok((model, sizes))

@@ -1,12 +1,13 @@
 //! Masked autoencoders (He et al. 2021, arXiv 2111.06377): pre-training, fine-tuning, linear probe.
 
 pub mod classifier;
-mod config;
+pub mod config;
 pub mod finetune;
 pub mod load;
 mod model;
 pub mod picture;
 pub mod probe;
+pub mod score;
 mod step;
 #[cfg(test)]
 mod tests;

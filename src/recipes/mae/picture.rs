@@ -30,12 +30,11 @@ pub struct Picture {
 /// both from the original patch, so the hidden patches' colour and contrast are given away.
 pub fn draw(model: &Mae, images: &[Image], mask_ratio: f64, seed: u64) -> Result<Vec<Picture>> {
     let normalise = Normalise::imagenet();
-    let [h, w] = model.encoder.config.image;
     let values: Vec<f32> = images.iter().flat_map(|image| normalise.apply(image)).collect();
     let len = model.encoder.config.patches()?;
     let mut rng = Stream::new(seed, Purpose::MASK, u64::MAX, 0); // no epoch of a run
     let noise: Vec<f32> = (0..images.len() * len).map(|_| rng.unit_f32()).collect();
-    reconstruct(model, &values, [images.len(), 3, h, w], &noise, mask_ratio)
+    reconstruct(model, &values, model.encoder.config.images(images.len()), &noise, mask_ratio)
 }
 
 /// [`draw`] on normalised values `[B, C, H, W]` with given noise `[B, L]`.

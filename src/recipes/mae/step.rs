@@ -1,25 +1,24 @@
 //! One pre-training step: masks from the batch's position, loss, gradient.
 
-use std::path::{Path, PathBuf};
-
-use super::picture::{self, Picture};
-use super::{Config, Mae, MaskIds};
+use super::{Config, Mae, MaskIds, Sizes, load, picture};
+use crate::checkpoint::StateDict;
 use crate::data::augment::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::data::masks::random_masking;
 use crate::data::{Batch, Image, Purpose, Stream};
 use crate::nn::{Builder, Module};
 use crate::recipes::Task;
-use crate::{DType, Device, Error, Grads, Result, Tape, Tensor, Var};
+use crate::{DType, Device, Grads, Result, Tape, Tensor, Var};
 
 /// Pre-training of one model.
 pub struct Pretrain {
     /// The model.
     pub model: Mae,
+    sizes: Sizes,
     /// `[2, 3]` f32: mean and standard deviation of the colour channels.
     norm: Tensor,
     mask_ratio: f64,
     seed: u64,
-    samples: Vec<Image>, // drawn at the end
+    samples: Vec<Image>,
 }
 
 /// Mean and standard deviation of ImageNet's colour channels as `[2, 3]` on a device.
@@ -29,13 +28,13 @@ pub fn imagenet_norm(device: &Device) -> Result<Tensor> {
 }
 
 impl Pretrain {
-    /// A model with initial weights; `samples` are drawn as pictures at the end.
-    pub fn new(config: &Config, device: &Device, dtype: DType, samples: Vec<Image>) -> Result<Self> {
+    /// A model of `sizes` with initial weights; `samples` are those it draws.
+    pub fn new(config: &Config, sizes: Sizes, device: &Device, dtype: DType, samples: Vec<Image>) -> Result<Self> {
         config.check()?;
-        let mut model = Mae::new(&Builder::new(device, dtype, config.seed), &config.sizes(), !config.raw_pixels)?;
+        let mut model = Mae::new(&Builder::new(device, dtype, config.seed), &sizes, !config.raw_pixels)?;
         model.encoder.recompute = config.recompute;
         let norm = imagenet_norm(device)?;
-        Ok(Self { model, norm, mask_ratio: config.mask_ratio, seed: config.seed, samples })
+        Ok(Self { model, sizes, norm, mask_ratio: config.mask_ratio, seed: config.seed, samples })
     }
 
     /// Masks of the batch at a position: the same whatever came before.
@@ -54,10 +53,16 @@ impl Task for Pretrain {
         &mut self.model
     }
 
+    fn weights(&self) -> Result<StateDict> {
+        let mut weights = StateDict::from_params(self.model.params())?;
+        load::mark(&mut weights, &self.sizes, Some(self.model.norm_pix_loss))?;
+        Ok(weights)
+    }
+
     fn micro_step(&mut self, batch: &Batch<u8>, scale: f64, grads: &mut Grads) -> Result<f64> {
         let count = batch.labels.len();
-        let [h, w] = self.model.encoder.config.image;
-        let images = Tensor::from_slice(&batch.images, [count, 3, h, w], self.norm.device())?;
+        let shape = self.model.encoder.config.images(count);
+        let images = Tensor::from_slice(&batch.images, shape, self.norm.device())?;
         let ids = self.masks(batch.epoch, batch.step_in_epoch, count)?;
         let tape = Tape::new();
         let loss = self.model.loss(&tape, &Var::constant(images), Some(&self.norm), &ids)?;
@@ -69,14 +74,12 @@ impl Task for Pretrain {
         Ok(value)
     }
 
-    fn pictures(&mut self, folder: &Path, name: &str) -> Result<Vec<PathBuf>> {
+    fn picture(&self) -> Result<Option<(&'static str, Image)>> {
         if self.samples.is_empty() {
-            return Ok(vec![]);
+            return Ok(None);
         }
-        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let pictures: Vec<Picture> = picture::draw(&self.model, &self.samples, self.mask_ratio, self.seed)?;
-        let path = folder.join(format!("{name}.png"));
-        picture::grid(&pictures)?.save_png(&path)?;
-        Ok(vec![path])
+        let pictures = picture::draw(&self.model, &self.samples, self.mask_ratio, self.seed)?;
+        let name = if self.model.norm_pix_loss { "reconstruction_denormalised" } else { "reconstruction" };
+        Ok(Some((name, picture::grid(&pictures)?)))
     }
 }
