@@ -10,30 +10,17 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ocellus::checkpoint::{StateDict, safetensors};
-use support::{Place, files, logged, ocellus, succeed, texts};
-
-/// Runs a command that must fail: exit code 1, no panic, and one line with the cause, which is returned.
-fn fail(mut command: Command) -> String {
-    let output = command.output().unwrap();
-    let (_, err) = texts(&output);
-    assert_eq!(output.status.code(), Some(1), "{command:?}: {err}");
-    assert!(!err.contains("panicked"), "{command:?}: {err}");
-    let causes: Vec<&str> = err.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(causes.len(), 1, "{command:?}: {err}");
-    causes[0].to_string()
-}
-
-/// Asserts that a message holds all of these.
-#[track_caller]
-fn names(message: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(message.contains(part), "no {part:?} in {message:?}");
-    }
-}
+use support::{Place, fail, files, logged, names, ocellus, succeed};
 
 /// The files of a finished pre-training run.
 fn complete(run: &Path) {
-    let expected = ["config.json", "config.toml", "metrics.jsonl", "model.safetensors", "pictures/final.png"];
+    let expected = [
+        "config.json",
+        "config.toml",
+        "metrics.jsonl",
+        "model.safetensors",
+        "pictures/reconstruction_denormalised.png",
+    ];
     for file in expected.into_iter().chain(["upstream.safetensors", "checkpoints/latest"]) {
         assert!(fs::metadata(run.join(file)).is_ok_and(|f| f.len() > 0), "{file}");
     }
@@ -41,7 +28,7 @@ fn complete(run: &Path) {
     let events = fs::read_dir(run.join("tensorboard")).unwrap().next().unwrap().unwrap();
     assert!(events.file_name().to_string_lossy().starts_with("events.out.tfevents."));
     assert!(events.metadata().unwrap().len() > 1000); // numbers and a picture
-    let picture = ocellus::data::decode::open(run.join("pictures/final.png")).unwrap();
+    let picture = ocellus::data::decode::open(run.join("pictures/reconstruction_denormalised.png")).unwrap();
     assert!(picture.width > 4 * 16 && picture.height > picture.width);
 }
 
@@ -52,14 +39,27 @@ fn from_images_to_a_classifier() {
     let (out, _) = succeed(place.pretrain("run", &["--epochs", "2", "--knn", &val]));
     names(
         &out,
-        &["model.safetensors", "upstream.safetensors", "pictures/final.png", "k-NN accuracy", "random weights"],
+        &[
+            "model.safetensors",
+            "upstream.safetensors",
+            "pictures/reconstruction_denormalised.png",
+            "k-NN accuracy",
+            "random weights",
+        ],
     );
     complete(&place.path("run"));
     assert_eq!(logged(&place.path("run"), "train"), (1..=8).collect::<Vec<_>>());
 
     names(&succeed(ocellus(&["eval", "knn", &run, &train, &val, "-k", "5"])).0, &["k-NN (k = 5): top-1 ", "top-5 "]);
+    let head = place.text("head.safetensors");
     let probe = ["eval", "linear", &run, &train, &val, "--epochs", "2", "--batch-size", "16"];
-    names(&succeed(ocellus(&probe)).0, &["linear probe: top-1 "]);
+    for optimizer in ["lars", "sgd", "adamw"] {
+        let more = ["--optimizer", optimizer, "--out", &head];
+        let (out, _) = succeed(ocellus(&[&probe[..], &more].concat()));
+        names(&out, &["linear probe: top-1 ", "top-5 ", "loss "]);
+        assert_eq!(safetensors::read(&head).unwrap().require("head.1.weight").unwrap().shape().to_vec(), [8, 96]);
+        fs::remove_file(&head).unwrap();
+    }
 
     let embed = |out: &str, more: &[&str]| {
         succeed(ocellus(&[&["embed", &run, &train, "--out", &place.text(out)], more].concat()));
@@ -67,6 +67,7 @@ fn from_images_to_a_classifier() {
     embed("features", &[]);
     embed("again", &["--threads", "2", "--batch-size", "5"]);
     embed("arrays", &["--npy"]);
+    embed("tokens", &["--tokens"]);
     let read = |file: &str| fs::read(place.path(file)).unwrap();
     assert!(read("features/features.safetensors") == read("again/features.safetensors"));
     let list = String::from_utf8(read("features/files.txt")).unwrap();
@@ -75,6 +76,13 @@ fn from_images_to_a_classifier() {
     let features = safetensors::read(place.path("features/features.safetensors")).unwrap();
     assert_eq!(features.require("features").unwrap().shape().to_vec(), [32, 96]);
     assert_eq!(features.require("labels").unwrap().to_vec::<i32>().unwrap()[..5], [0, 0, 0, 0, 1]);
+    let files: Vec<String> = serde_json::from_str(&features.metadata["files"]).unwrap();
+    assert_eq!(files, list.lines().collect::<Vec<_>>());
+    let tokens = safetensors::read(place.path("tokens/features.safetensors")).unwrap();
+    let tokens = tokens.require("features").unwrap();
+    assert_eq!(tokens.shape().to_vec(), [32, 17, 96]);
+    let pooled = features.require("features").unwrap().to_vec::<f32>().unwrap();
+    assert!(tokens.to_vec::<f32>().unwrap().chunks(17 * 96).zip(pooled.chunks(96)).all(|(all, one)| all[..96] == *one));
     assert!(read("arrays/features.npy").starts_with(b"\x93NUMPY") && read("arrays/labels.npy").len() > 32 * 4);
     assert!(read("arrays/features.npy").len() > 32 * 96 * 4);
 
@@ -88,13 +96,13 @@ fn from_images_to_a_classifier() {
 
     let finetune = ["finetune", &run, &train, &val, "--out", &place.text("classifier"), "--epochs", "1"];
     let (out, _) = succeed(ocellus(&[&finetune[..], &["--batch-size", "8", "--log-every", "1"]].concat()));
-    names(&out, &["validation top-1: ", "upstream.safetensors"]);
+    names(&out, &["validation top-1: ", "top-5 ", "loss ", "upstream.safetensors"]);
     assert_eq!(logged(&place.path("classifier"), "eval"), [4]);
     assert!(safetensors::read(place.path("classifier/upstream.safetensors")).unwrap().contains("head.weight"));
     let classifier = place.text("classifier");
-    succeed(ocellus(&["eval", "knn", &classifier, &train, &val, "-k", "5", "--pool", "mean"]));
+    succeed(ocellus(&["eval", "knn", &classifier, &train, &val, "-k", "5"]));
     // It was trained with the mean of the patches: the norm of the class token is not in it.
-    let message = fail(ocellus(&["eval", "knn", &classifier, &train, &val, "-k", "5"]));
+    let message = fail(ocellus(&["eval", "knn", &classifier, &train, &val, "-k", "5", "--pool", "cls"]));
     names(&message, &["classifier/upstream.safetensors", "norm.weight"]);
 }
 
@@ -120,7 +128,7 @@ fn a_run_begins_with_given_weights() {
 
     let encoder = encoder_only(&place);
     let (_, err) = succeed(place.pretrain("d", &["--init", &encoder]));
-    names(&err, &["left at initial values", "mask_token"]);
+    names(&err, &["left as initialised", "mask_token"]);
 
     // What cannot be used is refused before there is a run folder.
     succeed(place.pretrain("other", &["--patch-size", "8"]));
@@ -248,6 +256,7 @@ fn unusable_settings_are_named_and_no_run_is_left() {
         (&["--crop-min", "0"], &["`crop_min` is 0"]),
         (&["--device", "cuda:99"], &["cuda:99"]),
         (&["--device", "tpu"], &["`device` is tpu", "cpu, emulated, cuda"]),
+        (&["--dtype", "f16"], &["`dtype` is f16", "bf16", "loss scaling"]),
         (&["--dtype", "f8"], &["`dtype` is f8", "f32, bf16 or f16"]),
         (&["--threads", "0"], &["`threads` is 0", "at least 1"]),
         (&["--epochs", "ten"], &["ten", "--epochs"]),
@@ -322,6 +331,9 @@ fn unusable_evaluations_are_named() {
     names(&knn(&train, &val, &["-k", "3", "--temperature", "0"]), &["`temperature` is 0"]);
     let probe = ["eval", "linear", &run, &train, &val, "--batch-size", "64"];
     names(&fail(ocellus(&probe)), &["64", "32 "]);
+    for (flags, part) in [(["--epochs", "0"], "`epochs` is 0"), (["--blr", "NaN"], "`blr` is NaN")] {
+        names(&fail(ocellus(&[&probe[..5], &flags].concat())), &[part]);
+    }
     let visualize = |flags: &[&str]| {
         fail(ocellus(&[&["visualize", "mae", &run, &val, "--out", &place.text("p.png")], flags].concat()))
     };
@@ -356,47 +368,6 @@ fn unusable_evaluations_are_named() {
         names(&fail(command), &[part]);
         assert!(!place.path("f").exists(), "{flags:?}");
     }
-}
-
-/// A small disk of its own, given back at the end.
-struct Disk(std::path::PathBuf);
-
-impl Disk {
-    fn mount(at: &Path, options: &str) -> Option<Self> {
-        fs::create_dir_all(at).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at).output();
-        mounted.is_ok_and(|output| output.status.success()).then(|| Self(at.to_path_buf()))
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(&self.0).status();
-        if !unmounted.is_ok_and(|status| status.success()) {
-            eprintln!("{} stays mounted", self.0.display());
-        }
-    }
-}
-
-#[test]
-fn a_full_disk_costs_no_checkpoint() {
-    let place = Place::new();
-    let flags = ["--epochs", "2", "--save-every", "2"];
-    succeed(place.pretrain("whole", &flags));
-    let size = fs::metadata(place.path("whole/checkpoints/step-00000008.safetensors")).unwrap().len();
-    let Some(disk) = Disk::mount(&place.path("disk"), &format!("size={}", size * 3 / 2)) else {
-        // Not through `eprintln!`, which the harness keeps to itself when a test passes.
-        let text = "SKIPPED a_full_disk_costs_no_checkpoint: no right to mount a small disk, nothing was tested\n";
-        std::io::stderr().write_all(text.as_bytes()).unwrap();
-        return;
-    };
-    let message = fail(place.pretrain("disk/run", &flags));
-    names(&message, &["disk/run/checkpoints/step-00000004.safetensors", "No space left"]);
-    assert_eq!(files(&place.path("disk/run/checkpoints"), ""), ["latest", "step-00000002.safetensors"]);
-    let more = format!("remount,size={}", size * 20);
-    assert!(Command::new("mount").args(["-o", &more]).arg(&disk.0).status().unwrap().success());
-    succeed(place.resume(&["pretrain", "mae"], "disk/run"));
-    assert!(place.weights("disk/run") == place.weights("whole"));
 }
 
 #[test]

@@ -92,7 +92,9 @@ fn kills_do_not_change_a_run_that_accumulates() {
 #[test]
 fn a_kill_before_the_first_checkpoint_means_from_the_beginning() {
     let place = Place::new();
-    let flags = ["--epochs", "3", "--save-every", "1000"];
+    succeed(place.pretrain("given", &[]));
+    let init = place.text("given");
+    let flags = ["--epochs", "3", "--save-every", "1000", "--init", &init];
     succeed(place.pretrain("whole", &flags));
     let mut child = start(place.pretrain("run", &flags));
     let metrics = place.path("run/metrics.jsonl");

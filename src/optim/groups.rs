@@ -72,11 +72,6 @@ fn block_of(name: &str) -> Option<usize> {
     usize::from_str(number).ok()
 }
 
-/// Number of blocks in a list of parameter names.
-pub fn depth<'a>(names: impl IntoIterator<Item = &'a str>) -> usize {
-    names.into_iter().filter_map(block_of).map(|block| block + 1).max().unwrap_or(0)
-}
-
 /// Whether a pattern with at most one `*` covers a name.
 fn matches(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {

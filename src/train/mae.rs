@@ -81,10 +81,7 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     let samples = samples(&data, sizes.image_size, config.strict)?;
     let mut task = Pretrain::new(config, sizes.clone(), device, dtype, samples)?;
     if let Some(init) = &init {
-        let report = load::initialise(&mut task.model, &sizes, init)?;
-        if !report.missing.is_empty() {
-            tracing::warn!("left at initial values: {}", report.missing.join(", "));
-        }
+        load::initialise(&mut task.model, &sizes, init)?;
     }
     let hyper = Hyper { beta1: config.beta1, beta2: config.beta2, eps: 1e-8 };
     let optimizer = AdamW::new(hyper, Rules::pretraining(config.weight_decay));

@@ -1,4 +1,5 @@
 //! What the tests of the command share: a small data set, and ways to run the command and to look at what it left.
+#![allow(dead_code)] // no test needs all of it
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -96,4 +97,54 @@ pub fn files(folder: &Path, end: &str) -> Vec<String> {
     names.retain(|name| name.ends_with(end));
     names.sort();
     names
+}
+
+/// Runs a command that must fail: exit code 1, no panic, and one line with the cause, which is returned.
+pub fn fail(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    let (_, err) = texts(&output);
+    assert_eq!(output.status.code(), Some(1), "{command:?}: {err}");
+    assert!(!err.contains("panicked"), "{command:?}: {err}");
+    let causes: Vec<&str> = err.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(causes.len(), 1, "{command:?}: {err}");
+    causes[0].to_string()
+}
+
+/// Asserts that a message holds all of these.
+#[track_caller]
+pub fn names(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "no {part:?} in {message:?}");
+    }
+}
+
+/// A small disk of its own, given back at the end.
+pub struct Disk(PathBuf);
+
+impl Disk {
+    /// Mounts it; `None` without the right to.
+    pub fn mount(at: &Path, options: &str) -> Option<Self> {
+        std::fs::create_dir_all(at).unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at).output();
+        let disk = mounted.is_ok_and(|output| output.status.success()).then(|| Self(at.to_path_buf()));
+        if disk.is_none() {
+            println!("skipped: no right to mount a small disk");
+        }
+        disk
+    }
+
+    /// Makes it larger or smaller.
+    pub fn resize(&self, bytes: u64) {
+        let options = format!("remount,size={bytes}");
+        assert!(Command::new("mount").args(["-o", &options]).arg(&self.0).status().unwrap().success());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(&self.0).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            eprintln!("{} stays mounted", self.0.display());
+        }
+    }
 }

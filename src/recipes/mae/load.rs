@@ -64,17 +64,16 @@ pub fn marked(dict: &StateDict) -> Result<Option<Sizes>> {
     dict.metadata.get(SIZES).map(|text| serde_json::from_str(text).map_err(damaged)).transpose()
 }
 
-/// Reads weights and finds their sizes: from this crate's own metadata, from the config.json beside the names of Hugging
-/// Face, or from the tensor shapes (the number of heads is then that of the preset of the same width).
+/// Reads weights and finds their sizes: from the config.json of files of Hugging Face, from this crate's own metadata, or
+/// from the tensor shapes (the number of heads is then that of the preset of the same width).
 ///
 /// Of a run that has not finished, the newest intact checkpoint.
 pub fn weights(path: &Path) -> Result<Weights> {
     let dict = read(path)?;
     let norm_pix = dict.metadata.get(NORM_PIX).and_then(|v| v.parse().ok());
-    let (sizes, norm_pix) = match (marked(&dict)?, hub_config(path, &dict)?) {
-        (Some(sizes), _) => (Some(sizes), norm_pix),
-        (None, Some(config)) => (Some(from_hf(&config)), Some(config.norm_pix_loss)),
-        (None, None) => (None, norm_pix),
+    let (sizes, norm_pix) = match hub_config(path, &dict)? {
+        Some(config) => (Some(from_hf(&config)), Some(config.norm_pix_loss)),
+        None => (marked(&dict)?, norm_pix),
     };
     let dict = to_upstream(dict)?;
     let sizes = sizes.map_or_else(|| from_shapes(&dict), Ok)?;
