@@ -187,16 +187,13 @@ fn a_full_disk_costs_no_finished_work() {
     assert!(place.weights("disk/run") == place.weights("whole"));
 
     // Not one byte is left for the logs.
-    let fill = || {
-        let _ = fs::copy("/dev/zero", place.path("disk/filler")); // ends with the space
-    };
     unfinished(&place, place.pretrain("disk/other", &["--epochs", "50", "--save-every", "2"]), "disk/other");
-    fill();
+    let filler = disk.fill();
     names(&fail(place.resume(&["pretrain", "mae"], "disk/other")), &["disk/other", "No space left"]);
     let embed = ["embed", &place.text("whole"), &place.text("data/val"), "--out", &place.text("disk/e")];
     names(&fail(ocellus(&embed)), &["disk/e/features.safetensors", "No space left"]);
     assert_eq!(files(&place.path("disk/e"), ""), [""; 0]);
-    fs::remove_file(place.path("disk/filler")).unwrap();
+    fs::remove_file(filler).unwrap();
     succeed(ocellus(&embed));
     succeed(place.resume(&["pretrain", "mae"], "disk/other"));
 }

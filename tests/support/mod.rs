@@ -1,6 +1,7 @@
 //! What the tests of the command share: a small data set, and ways to run the command and to look at what it left.
 #![allow(dead_code)] // no test needs all of it
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -32,8 +33,9 @@ impl Place {
     pub fn pretrain(&self, out: &str, flags: &[&str]) -> Command {
         let (data, out) = (self.text("data/train"), self.text(out));
         let mut command = ocellus(&["pretrain", "mae", &data, "--out", &out, "--preset", "micro"]);
-        command.args(["--image-size", "16", "--lr", "1e-3", "--log-every", "1"]);
-        for (key, value) in [("--patch-size", "4"), ("--batch-size", "8"), ("--epochs", "1"), ("--save-every", "3")] {
+        command.args(["--lr", "1e-3", "--log-every", "1"]);
+        let usual = [("--image-size", "16"), ("--patch-size", "4"), ("--batch-size", "8"), ("--epochs", "1")];
+        for (key, value) in usual.into_iter().chain([("--save-every", "3")]) {
             if !flags.contains(&key) {
                 command.args([key, value]);
             }
@@ -131,6 +133,16 @@ impl Disk {
             println!("skipped: no right to mount a small disk");
         }
         disk
+    }
+
+    /// Writes a file until no byte is left; removing it gives them back.
+    pub fn fill(&self) -> PathBuf {
+        let path = self.0.join("filler");
+        let mut file = std::fs::File::create(&path).unwrap();
+        for size in [1 << 16, 1] {
+            while file.write_all(&vec![0; size]).is_ok() {}
+        }
+        path
     }
 
     /// Makes it larger or smaller.
