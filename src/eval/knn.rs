@@ -121,7 +121,7 @@ mod tests {
     fn raw_pixels_of_generated_pictures_are_poor_features() {
         let place = tempfile::tempdir().unwrap();
         let config = synth::Config { train: 800, val: 400, size: 32, ..synth::Config::default() };
-        synth::generate(&config, &place.path().join("data"), &|_| {}).unwrap();
+        synth::generate(&config, place.path().join("data"), &|_| {}).unwrap();
         let pixels = |part: &str| {
             let folder = Folder::labelled(place.path().join("data").join(part)).unwrap();
             let images: Vec<_> = (0..folder.len()).map(|i| folder.load(i).unwrap()).collect();

@@ -138,10 +138,11 @@ pub fn run<T: Task>(
         }
         let stop = interrupt::asked() && done < total;
         if done.is_multiple_of(plan.save_every) || done == total || stop {
-            folder.save(done, &task.weights()?, optimizer)?;
+            // The picture first: a run that is continued from its last checkpoint has nothing left to draw.
             if let Some((name, image)) = task.picture()? {
                 metrics.picture(done, name, &image, &folder.picture(name)?)?;
             }
+            folder.save(done, &task.weights()?, optimizer)?;
         }
         if stop {
             progress.finish();
