@@ -5,7 +5,6 @@ mod options;
 mod support;
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 

@@ -1,6 +1,6 @@
 //! Properties of the layers, in f64 on the CPU.
 
-use super::vit::{PatchIds, Vit, VitConfig, features};
+use super::vit::{PatchIds, Vit, VitConfig};
 use super::{Block, Builder, Drops, LayerNorm, Module, Sequences};
 use crate::random::{normal, stream};
 use crate::{DType, Device, Grads, Param, Result, Tape, Tensor, Var};
@@ -149,18 +149,20 @@ fn recomputed_blocks_have_the_same_gradients() -> Result<()> {
 #[test]
 fn features_are_in_raster_order() -> Result<()> {
     let ((vit, norm), images) = (vit(), random(&[2, 2, 6, 9], 44));
-    let given = features(&vit, &norm, &images, None)?;
-    assert_eq!(given.shape()[..], [2, 7, 8]);
+    let tokens = |ids: &PatchIds| -> Result<Vec<f64>> {
+        let tape = Tape::no_grad();
+        let x = vit.embed(&tape, &Var::constant(images.clone()), None, ids)?;
+        let x = vit.run(&tape, x, &Sequences::uniform(2, 7, &Device::Cpu)?, &[])?;
+        norm.forward(&tape, &x)?.value().to_f64()
+    };
+    let given = tokens(&PatchIds::all(2, 6, &Device::Cpu)?)?;
     // The same tokens in another order: attention does not mind.
     let order = [3usize, 0, 5, 1, 4, 2];
     let rank = |patch: usize| order.iter().position(|&p| p == patch).unwrap() as i32;
     let keep: Vec<i32> = order.iter().chain(&order).map(|&p| p as i32).collect();
     let restore: Vec<i32> = (0..12).map(|i| rank(i % 6)).collect();
     let ids = |v: &[i32]| Tensor::from_slice(v, [2, 6], &Device::Cpu);
-    let (tape, ids) = (Tape::no_grad(), PatchIds { keep: ids(&keep)?, restore: ids(&restore)? });
-    let x = vit.embed(&tape, &Var::constant(images), None, &ids)?;
-    let x = vit.run(&tape, x, &Sequences::uniform(2, 7, &Device::Cpu)?, &[])?;
-    let shuffled = norm.forward(&tape, &x)?.value().to_f64()?;
+    let shuffled = tokens(&PatchIds { keep: ids(&keep)?, restore: ids(&restore)? })?;
     let row = |image: usize, at: usize| &shuffled[(image * 7 + at) * 8..][..8];
     let raster: Vec<f64> = (0..2)
         .flat_map(|image| {
@@ -168,7 +170,7 @@ fn features_are_in_raster_order() -> Result<()> {
             std::iter::once(0).chain(patches).flat_map(move |at| row(image, at).to_vec())
         })
         .collect();
-    assert_close(&given.to_f64()?, &raster);
+    assert_close(&given, &raster);
     Ok(())
 }
 
@@ -184,4 +186,18 @@ fn impossible_sizes_are_errors() {
     assert!(error(|c| c.dim = 6).contains("`embed_dim` is 6"));
     assert!(error(|c| c.heads = 3).contains("`num_heads` is 3"));
     assert!(error(|c| c.heads = 0).contains("`num_heads` is 0"));
+}
+
+#[test]
+fn images_of_another_size_or_channels_are_refused() {
+    let (vit, _) = vit();
+    let embed = |shape: [usize; 4]| {
+        let ids = PatchIds::all(shape[0], 6, &Device::Cpu)?;
+        vit.embed(&Tape::no_grad(), &Var::constant(random(&shape, 45)), None, &ids)
+    };
+    assert_eq!(embed([3, 2, 6, 9]).unwrap().value().shape().to_vec(), [3 * 7, 8]);
+    for shape in [[3, 2, 9, 9], [3, 2, 9, 6], [3, 3, 6, 9]] {
+        let error = embed(shape).unwrap_err().to_string();
+        assert!(error.contains(&format!("{shape:?}")) && error.contains("[3, 2, 6, 9]"), "{error}");
+    }
 }

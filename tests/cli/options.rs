@@ -70,6 +70,6 @@ fn classifiers_have_options() {
         assert!(text.contains("linear probe: top-1 "), "{text}");
         text
     };
-    probe(&["--sgd", "--pool", "mean"]);
+    probe(&["--optimizer", "sgd", "--pool", "mean"]);
     probe(&["--dtype", "bf16"]);
 }
