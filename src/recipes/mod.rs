@@ -11,7 +11,7 @@ use crate::{Grads, Result};
 pub type Numbers = Vec<(&'static str, f64)>;
 
 /// What a recipe brings to the loop.
-pub trait Task {
+pub trait Task: Send {
     /// Element of a batch's samples: u8 pixels or f32 values.
     type Value: Copy + Send + 'static;
 

@@ -101,16 +101,19 @@ pub fn run<T: Task>(
     interrupt::listen();
     for step in start..total {
         let (lr, waited) = (plan.lr(step, micro_batches), loader.stats().total_wait);
-        grads.clear();
-        let mut loss = 0.0;
-        for _ in 0..plan.accum_iter {
-            let batch = next(loader)?;
-            loss += task.micro_step(&batch, 1.0 / plan.accum_iter as f64, &mut grads)? / plan.accum_iter as f64;
-        }
-        if !loss.is_finite() {
-            return Err(not_finite(step, "loss", loss));
-        }
-        let stats = optimizer.step(&mut task.module().params_mut(), &grads, lr, plan.clip_grad)?;
+        // On a thread of the pool: from any other, each parallel part of the step would have to wake all of them.
+        let (loss, stats) = rayon::scope(|_| {
+            grads.clear();
+            let mut loss = 0.0;
+            for _ in 0..plan.accum_iter {
+                let batch = next(loader)?;
+                loss += task.micro_step(&batch, 1.0 / plan.accum_iter as f64, &mut grads)? / plan.accum_iter as f64;
+            }
+            if !loss.is_finite() {
+                return Err(not_finite(step, "loss", loss));
+            }
+            Ok((loss, optimizer.step(&mut task.module().params_mut(), &grads, lr, plan.clip_grad)?))
+        })?;
         let done = step + 1;
         let epoch = done as f64 / per_epoch as f64;
         progress.step(&format!("epoch {epoch:.2} loss {loss:.4} lr {lr:.2e}"));
