@@ -103,16 +103,35 @@ fn find_nvcc() -> Option<(PathBuf, String)> {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     if let Some(nvcc) = env::var_os("NVCC").filter(|nvcc| !nvcc.is_empty()).map(PathBuf::from) {
+        if let Some(folder) = nvcc.parent() {
+            watch(folder);
+        }
         let Some(version) = version(&nvcc) else { fail(&format!("NVCC is {}, which does not run", nvcc.display())) };
         return Some((nvcc, version));
     }
     let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
-    let in_home = homes.map(|home| Path::new(&home).join("bin/nvcc")).find(|nvcc| nvcc.is_file());
-    if in_home.is_none() {
+    let homes: Vec<PathBuf> = homes.map(|home| Path::new(&home).join("bin")).collect();
+    let nvcc = nvcc_in(homes).or_else(|| {
         println!("cargo::rerun-if-env-changed=PATH");
-    }
-    let nvcc = in_home.unwrap_or_else(|| "nvcc".into());
+        nvcc_in(env::split_paths(&env::var_os("PATH")?))
+    })?;
     version(&nvcc).map(|version| (nvcc, version))
+}
+
+/// The first nvcc in these folders.
+fn nvcc_in(folders: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
+    folders.into_iter().filter(|folder| watch(folder)).map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file())
+}
+
+/// Builds again once nvcc is installed or replaced in `folder`, if there is such a folder. The folder rather than the
+/// file, whose own time is that of its packaging; not a missing one, since cargo takes a missing path for a changed one
+/// and would build again every time.
+fn watch(folder: &Path) -> bool {
+    let found = folder.is_dir();
+    if found {
+        println!("cargo::rerun-if-changed={}", folder.display());
+    }
+    found
 }
 
 /// Architectures of one file: `sm_N` is machine code for that chip, `ptx_N` is portable code that the driver compiles

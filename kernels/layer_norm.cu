@@ -29,21 +29,15 @@ __device__ void layer_norm_bwd(const LayerNormBwd& a) {
 KERNEL_PER_DTYPE(layer_norm_bwd, LayerNormBwd)
 
 struct LayerNormBwdReduce {
-    const float* part;  // [parts, 2, cols]
+    const float* part;  // [2, parts, cols]: of dw and of db
     float* dw;          // [cols]
     float* db;          // [cols]
     unsigned parts, cols;
 };
 
+// blockIdx.y: 0 sums dw, 1 db.
 __device__ void layer_norm_bwd_reduce_f32_body(const LayerNormBwdReduce& a) {
-    const unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= a.cols) return;
-    float dw = 0.f, db = 0.f;
-    for (unsigned p = 0; p < a.parts; ++p) {
-        dw += a.part[size_t(p) * 2 * a.cols + c];
-        db += a.part[size_t(p) * 2 * a.cols + a.cols + c];
-    }
-    a.dw[c] = dw;
-    a.db[c] = db;
+    const float* part = a.part + size_t(blockIdx.y) * a.parts * a.cols;
+    column_sum({part, blockIdx.y ? a.db : a.dw, a.parts, a.cols});
 }
 KERNEL(layer_norm_bwd_reduce_f32, LayerNormBwdReduce)

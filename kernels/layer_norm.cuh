@@ -1,7 +1,7 @@
 // LayerNorm by warps and rows: y = (x - mean) * rstd * w + b, two passes over a row (arXiv 1607.06450, eq. 3-4).
 // Shared by layer_norm.cu and add_layer_norm.cu.
 #pragma once
-#include "common.cuh"
+#include "rows.cuh"
 
 // One row by one warp. The lane that reads x[c] is the one with c % 32 == lane_id(), so a kernel may have written it.
 template <class T>
@@ -30,7 +30,7 @@ struct LayerNormBwd {
     const void* w;       // [cols] T
     const float* stats;  // [rows, 2]
     void* dx;            // [rows, cols] T
-    float* part;         // [parts, 2, cols]: dw and db of one block's rows
+    float* part;         // [2, parts, cols]: dw and db of one block's rows; a block per part
     unsigned rows, cols, rows_per_part, pad;
 };
 
@@ -61,7 +61,8 @@ __device__ __forceinline__ void layer_norm_bwd_rows(const LayerNormBwd& a, const
             dx[c] = from_f32<T>(dsum ? through + to_f32(dsum[size_t(row) * a.cols + c]) : through);
         }
     }
-    float* part = a.part + size_t(blockIdx.x) * 2 * a.cols;
+    float* part_dw = a.part + size_t(blockIdx.x) * a.cols;
+    float* part_db = part_dw + size_t(gridDim.x) * a.cols;
     for (unsigned c = threadIdx.x; c < a.cols; c += blockDim.x) {
         float dw = 0.f, db = 0.f;
         for (unsigned row = first; row < last; ++row) {
@@ -70,7 +71,7 @@ __device__ __forceinline__ void layer_norm_bwd_rows(const LayerNormBwd& a, const
             dw += g * (to_f32(in<T>(a.x)[at]) - a.stats[2 * size_t(row)]) * a.stats[2 * size_t(row) + 1];
             db += g;
         }
-        part[c] = dw;
-        part[a.cols + c] = db;
+        part_dw[c] = dw;
+        part_db[c] = db;
     }
 }

@@ -1,6 +1,6 @@
 // Bias gradient of a linear layer: column sums of dy, in two passes with a fixed split so that every run gives the
 // same bits. The products are cuBLASLt's. Reference: src/ops/linear.
-#include "common.cuh"
+#include "rows.cuh"
 
 struct LinearBwdBias {
     const void* dy;  // [rows, cols] T
@@ -34,17 +34,5 @@ __device__ void linear_bwd_bias(const LinearBwdBias& a) {
 }
 KERNEL_PER_DTYPE(linear_bwd_bias, LinearBwdBias)
 
-struct LinearBwdBiasReduce {
-    const float* part;  // [parts, cols]
-    float* db;          // [cols]
-    unsigned parts, cols;
-};
-
-__device__ void linear_bwd_bias_reduce_f32_body(const LinearBwdBiasReduce& a) {
-    const unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= a.cols) return;
-    float sum = 0.f;
-    for (unsigned p = 0; p < a.parts; ++p) sum += a.part[size_t(p) * a.cols + c];
-    a.db[c] = sum;
-}
-KERNEL(linear_bwd_bias_reduce_f32, LinearBwdBiasReduce)
+__device__ void linear_bwd_bias_reduce_f32_body(const ColumnSum& a) { column_sum(a); }
+KERNEL(linear_bwd_bias_reduce_f32, ColumnSum)

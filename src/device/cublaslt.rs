@@ -5,11 +5,12 @@
 //! library's bias runs down a column of `Dᵀ`, which is a row of `D`: one value per output feature, as wanted.
 //!
 //! Sums are in f32 for every input type; partial sums of a split `k` are kept and added in f32 too. f32 inputs are not
-//! rounded to TF32 unless that was allowed. The plan of a shape is the first one the library's heuristic proposes, which
+//! rounded to TF32. The plan of a shape is the first one the library's heuristic proposes, which
 //! is a function of shape, chip and library version: timing candidates against each other would pick different sums in
 //! different runs.
 //!
-//! No activation is fused: the library's GELU is the tanh form, and the recipes' GELU is the erf form.
+//! No activation is fused: the library's GELU is the tanh form (measured on an H100, CUDA 13.0, f32, inputs N(0, 4):
+//! 5.2e-6 at most from the tanh form, 4.7e-4 from the erf form), and the recipes' GELU is the erf form.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -35,8 +36,6 @@ pub(super) struct CublasLt {
     plans: HashMap<Key, Plan>,
     context: Arc<CudaContext>,
     device: String,
-    /// Whether f32 products may round their inputs to TF32.
-    pub(super) tf32: bool,
 }
 
 /// What a plan depends on.
@@ -44,7 +43,6 @@ pub(super) struct CublasLt {
 struct Key {
     layout: Layout,
     bias: bool,
-    tf32: bool,
     /// The largest power of two up to 256 that divides each of the addresses of `A`, `B`, `D` and the bias.
     aligned: [u32; 4],
 }
@@ -76,7 +74,7 @@ impl CublasLt {
         match result::create_handle() {
             Ok(handle) => {
                 let (plans, context) = (HashMap::new(), context.clone());
-                Ok(Self { handle, workspace, plans, context, device, tf32: false })
+                Ok(Self { handle, workspace, plans, context, device })
             }
             Err(e) => {
                 // SAFETY: allocated just above and used by nobody.
@@ -112,7 +110,7 @@ impl CublasLt {
             return unsafe { self.empty_sums(spec, bias.is_some(), d, stream) };
         }
         let aligned = [a, b, d, bias.unwrap_or(0)].map(|address| 1 << address.trailing_zeros().min(8));
-        let key = Key { layout: spec.layout, bias: bias.is_some(), tf32: self.tf32, aligned };
+        let key = Key { layout: spec.layout, bias: bias.is_some(), aligned };
         let fail = |e: CublasError| Error::Driver {
             device: self.device.clone(),
             call: format!("gemm {m} x {n} x {k}, {} to {}", input.name(), output.name()),
@@ -192,7 +190,7 @@ impl Drop for CublasLt {
 type Types = (sys::cudaDataType, sys::cudaDataType, sys::cublasComputeType_t);
 
 fn types(key: &Key) -> Result<Types> {
-    use sys::cublasComputeType_t::{CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32};
+    use sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
     let data = |arg: &str, dtype: DType| match dtype {
         DType::F32 => Ok(sys::cudaDataType::CUDA_R_32F),
         DType::BF16 => Ok(sys::cudaDataType::CUDA_R_16BF),
@@ -203,8 +201,7 @@ fn types(key: &Key) -> Result<Types> {
     if output != input && output != DType::F32 {
         return Err(Error::argument("gemm", "d", "dtype", output.name(), format!("{} or f32", input.name())));
     }
-    let compute = if key.tf32 && input == DType::F32 { CUBLAS_COMPUTE_32F_FAST_TF32 } else { CUBLAS_COMPUTE_32F };
-    Ok((data("a", input)?, data("d", output)?, compute))
+    Ok((data("a", input)?, data("d", output)?, CUBLAS_COMPUTE_32F))
 }
 
 /// The library's rows and columns of an operand that is `[rows, columns]` once its transpose is undone: the columns and

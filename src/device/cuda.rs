@@ -300,11 +300,6 @@ impl CudaDevice {
         // SAFETY: passed on from the caller; the stream is this device's, as the handle is.
         unsafe { lock(&self.lt).gemm(spec, a, b, bias, d, self.stream.cu_stream()) }
     }
-
-    /// Lets f32 products round their inputs to TF32 (10 bits of mantissa), which tensor cores multiply. Off at first.
-    pub fn allow_tf32(&self, allow: bool) {
-        lock(&self.lt).tf32 = allow;
-    }
 }
 
 // ---- timing ----

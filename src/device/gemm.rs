@@ -83,9 +83,12 @@ pub fn gemm(spec: &GemmSpec, a: &Storage, b: &Storage, bias: Option<&Storage>, d
     match (input, output) {
         (DType::F32, DType::F32) => host::<f32>(spec, cast(a), cast(b), bias.map(cast), cast_mut(d)),
         (DType::F64, DType::F64) => host::<f64>(spec, cast(a), cast(b), bias.map(cast), cast_mut(d)),
-        (DType::BF16, _) => narrow::<bf16>(spec, a, b, bias, d),
-        (DType::F16, _) => narrow::<f16>(spec, a, b, bias, d),
-        _ => return Err(Error::argument("gemm", "d", "dtype", output.name(), input.name())),
+        (DType::BF16, DType::BF16 | DType::F32) => narrow::<bf16>(spec, a, b, bias, d),
+        (DType::F16, DType::F16 | DType::F32) => narrow::<f16>(spec, a, b, bias, d),
+        (input, output) => {
+            let expected = if input.size() == 2 { format!("{input} or f32") } else { input.to_string() };
+            return Err(Error::argument("gemm", "d", "dtype", output.name(), expected));
+        }
     }
     Ok(())
 }

@@ -11,7 +11,8 @@ use crate::{Error, Result};
 
 /// Like cudaMalloc; vector loads and the emulator's sector counts rely on it.
 const ALIGN: usize = 256;
-/// Freed blocks kept for reuse, in bytes. Beyond it memory goes back to the system.
+/// Freed blocks kept for reuse, in bytes, at most; on a machine with less than four times as much memory, a quarter of
+/// that memory. Beyond it memory goes back to the system.
 const KEEP: usize = 8 << 30;
 
 /// Elements per parallel task of an elementwise loop: 64 KiB of f32, a few microseconds of work.
@@ -21,25 +22,36 @@ pub const CHUNK: usize = 1 << 14;
 struct Pool {
     free: HashMap<usize, Vec<usize>>,
     kept: usize,
-    live: usize,
-    peak: usize,
+}
+
+impl Pool {
+    /// Gives every free block back to the system.
+    fn empty(&mut self) {
+        self.kept = 0;
+        for (class, blocks) in self.free.drain() {
+            let Ok(layout) = Layout::from_size_align(class, ALIGN) else { continue };
+            for address in blocks {
+                // SAFETY: allocated in `HostBuffer::alloc` with this very layout, and in no other list.
+                unsafe { dealloc(std::ptr::with_exposed_provenance_mut(address), layout) }
+            }
+        }
+    }
+}
+
+/// Bytes of freed blocks that this machine may keep.
+fn keep() -> usize {
+    static LIMIT: OnceLock<usize> = OnceLock::new();
+    *LIMIT.get_or_init(|| {
+        let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let total =
+            info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.strip_suffix("kB")?.trim().parse().ok());
+        total.map_or(KEEP, |kib: usize| KEEP.min(kib * 1024 / 4))
+    })
 }
 
 fn pool() -> std::sync::MutexGuard<'static, Pool> {
     static POOL: OnceLock<Mutex<Pool>> = OnceLock::new();
     POOL.get_or_init(Default::default).lock().unwrap_or_else(|e| e.into_inner())
-}
-
-/// Bytes in live host tensors now and at most since the last [`reset_peak`].
-pub fn usage() -> (usize, usize) {
-    let pool = pool();
-    (pool.live, pool.peak)
-}
-
-/// Starts a new peak measurement.
-pub fn reset_peak() {
-    let mut pool = pool();
-    pool.peak = pool.live;
 }
 
 thread_local! {
@@ -95,8 +107,6 @@ impl HostBuffer {
         let class = class_of(bytes);
         let reused = {
             let mut pool = pool();
-            pool.live += class;
-            pool.peak = pool.peak.max(pool.live);
             let block = pool.free.get_mut(&class).and_then(Vec::pop);
             if block.is_some() {
                 pool.kept -= class;
@@ -108,13 +118,14 @@ impl HostBuffer {
             None => {
                 let layout = Layout::from_size_align(class, ALIGN).map_err(|_| oom())?;
                 // SAFETY: `class` is at least ALIGN, so the layout is not empty.
-                NonNull::new(unsafe { alloc_zeroed(layout) })
+                let fresh = || NonNull::new(unsafe { alloc_zeroed(layout) });
+                fresh().or_else(|| {
+                    pool().empty(); // blocks of other sizes may be what is missing
+                    fresh()
+                })
             }
         };
-        let Some(ptr) = ptr else {
-            pool().live -= class;
-            return Err(oom());
-        };
+        let ptr = ptr.ok_or_else(oom)?;
         let mut buffer = Self { ptr, bytes, class, emulated };
         if POISON.get() {
             buffer.raw_mut().fill(0xff);
@@ -160,8 +171,7 @@ impl Drop for HostBuffer {
         }
         let _ = self.emulated;
         let mut pool = pool();
-        pool.live -= self.class;
-        if pool.kept + self.class <= KEEP {
+        if pool.kept + self.class <= keep() {
             pool.kept += self.class;
             let address = self.ptr.as_ptr().expose_provenance();
             pool.free.entry(self.class).or_default().push(address);
@@ -202,4 +212,19 @@ pub fn instructions() -> &'static str {
         }
     }
     "baseline vector instructions"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_emptied_pool_hands_out_working_memory() {
+        drop(HostBuffer::alloc(100_000, false).unwrap());
+        pool().empty();
+        let mut buffer = HostBuffer::alloc(100_000, false).unwrap();
+        buffer.bytes_mut().fill(7);
+        assert!(buffer.bytes().iter().all(|&x| x == 7));
+        assert!(matches!(HostBuffer::alloc(1 << 60, false), Err(Error::OutOfMemory { .. })));
+    }
 }

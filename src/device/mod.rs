@@ -81,6 +81,11 @@ impl Launch {
     pub const fn linear(blocks: u32, threads: u32) -> Self {
         Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared: 0 }
     }
+
+    /// One warp for each of `rows` rows, `warps` of them to a block.
+    pub const fn warp_per_row(rows: u32, warps: u32) -> Self {
+        Self::linear(rows.div_ceil(warps), warps * 32)
+    }
 }
 
 impl Device {

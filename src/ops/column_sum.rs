@@ -1,10 +1,25 @@
-//! Second stage of sums over rows: arguments and grid of `column_sum` in kernels/rows.cuh.
+//! Sums over rows in two stages: grid of the first, arguments and grid of the second (`column_sum` in kernels/rows.cuh).
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::device::Launch;
 use crate::ops::indices::count32;
 use crate::{Result, Tensor};
+
+/// Threads per block of a first stage, one vector of columns each.
+const THREADS: u32 = 64;
+/// Elements of a vector at most: 16 bytes of a 16-bit type.
+const VECTOR: u32 = 8;
+
+/// First stage: `sums` in x, columns in y; kernels stride over what a narrower vector leaves (`for_each_column`).
+pub(crate) fn sums_grid(sums: u32, cols: u32) -> Launch {
+    Launch { grid: [sums, cols.div_ceil(THREADS * VECTOR).min(65535), 1], block: [THREADS, 1, 1], shared: 0 }
+}
+
+/// Second stage: 32 columns per block, a warp for every 8 parts, so that a thread has few loads to wait for.
+pub(crate) fn grid(parts: u32, cols: u32) -> Launch {
+    Launch::linear(cols.div_ceil(32), parts.div_ceil(8).clamp(1, 32) * 32)
+}
 
 /// `struct ColumnSum`.
 #[repr(C)]
@@ -24,8 +39,25 @@ impl ColumnSum {
         Ok(Self { part: part.ptr(), y: y.ptr_mut(op)?, parts, cols })
     }
 
-    /// 32 columns per block, a warp for every 8 parts: a thread has few loads to wait for.
+    /// Of this sum.
     pub fn grid(&self) -> Launch {
-        Launch::linear(self.cols.div_ceil(32), self.parts.div_ceil(8).clamp(1, 32) * 32)
+        grid(self.parts, self.cols)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grids_cover_every_column_with_whole_warps() {
+        for cols in [0, 1, 31, 32, 33, 512, 513, 100_000] {
+            let sums = sums_grid(5, cols);
+            assert!(sums.grid[0] == 5 && sums.grid[1] * sums.block[0] * VECTOR >= cols);
+            for parts in [1, 8, 9, 264, 1056] {
+                let grid = grid(parts, cols);
+                assert!(grid.grid[0] * 32 >= cols && grid.block[0].is_multiple_of(32) && grid.block[0] <= 1024);
+            }
+        }
     }
 }

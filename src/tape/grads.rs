@@ -31,6 +31,24 @@ struct Entry {
     live: bool, // false: an old buffer kept for its address
 }
 
+impl Entry {
+    /// The first gradient after [`Grads::clear`] is copied to where the last one was: what reads gradients by address
+    /// (the tables of the optimizers, a recorded step) finds it there.
+    fn add(&mut self, grad: Tensor) -> Result<()> {
+        if self.live {
+            return add_into(&mut self.grad, &grad);
+        }
+        let fits = self.grad.shape() == grad.shape() && self.grad.dtype() == grad.dtype();
+        if fits && self.grad.device() == grad.device() && self.grad.storage_mut("grads").is_ok() {
+            self.grad.copy_from(&grad)?;
+        } else {
+            self.grad = grad;
+        }
+        self.live = true;
+        Ok(())
+    }
+}
+
 /// Gradients of parameters (kept over several sweeps: that is gradient accumulation) and of leaves.
 pub struct Grads {
     pub(super) sweep: Sweep,
@@ -50,7 +68,8 @@ impl Grads {
         Self::default()
     }
 
-    /// Adds a gradient: the first moves in, later ones add in place, a constant's (`None`) is dropped.
+    /// Adds a gradient: the first moves in (into the buffer kept by [`clear`](Self::clear), if there is one), later ones
+    /// add in place, a constant's (`None`) is dropped.
     ///
     /// # Errors
     /// [`Error::ForeignVar`] if the slot belongs to another tape than the one being swept.
@@ -68,8 +87,8 @@ impl Grads {
             Some(Slot::Param(id, dtype)) => {
                 let grad = grad.cast(dtype)?;
                 match self.params.get_mut(&id) {
-                    Some(entry) if entry.live => add_into(&mut entry.grad, &grad),
-                    _ => {
+                    Some(entry) => entry.add(grad),
+                    None => {
                         self.params.insert(id, Entry { grad, live: true });
                         Ok(())
                     }
@@ -101,9 +120,15 @@ impl Grads {
             }
             Some(Slot::Param(id, dtype)) => match self.params.get_mut(&id) {
                 Some(entry) => {
-                    unshare(&mut entry.grad)?;
-                    let mode = if std::mem::replace(&mut entry.live, true) { Mode::Add } else { Mode::Set };
-                    f(&mut entry.grad, mode)
+                    let mode = if entry.live { Mode::Add } else { Mode::Set };
+                    match mode {
+                        Mode::Add => unshare(&mut entry.grad)?,
+                        Mode::Set if entry.grad.storage_mut("grads").is_err() => entry.grad = fresh(dtype)?,
+                        Mode::Set => {}
+                    }
+                    f(&mut entry.grad, mode)?;
+                    entry.live = true;
+                    Ok(())
                 }
                 None => {
                     let mut grad = fresh(dtype)?;
@@ -113,13 +138,6 @@ impl Grads {
                 }
             },
         }
-    }
-
-    /// dtype the gradient of a slot has; `None` for a constant.
-    pub fn dtype(to: Option<Slot>) -> Option<DType> {
-        to.map(|slot| match slot {
-            Slot::Node { dtype, .. } | Slot::Param(_, dtype) => dtype,
-        })
     }
 
     fn node(&mut self, tape: u32, at: usize) -> Result<&mut Option<Tensor>> {
@@ -146,11 +164,6 @@ impl Grads {
     /// Gradient of a parameter, if one reached it.
     pub fn get(&self, p: &Param) -> Option<&Tensor> {
         self.params.get(&p.id()).filter(|e| e.live).map(|e| &e.grad)
-    }
-
-    /// Gradient of a parameter for writing (clipping).
-    pub fn get_mut(&mut self, p: &Param) -> Option<&mut Tensor> {
-        self.params.get_mut(&p.id()).filter(|e| e.live).map(|e| &mut e.grad)
     }
 
     /// Forgets contents but keeps buffers, so that the next step writes to the same addresses.

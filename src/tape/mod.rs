@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use grads::{Grads, Mode};
 
-use crate::{DType, Error, Result, Shape, Tensor};
+use crate::{DType, Device, Error, Result, Shape, Tensor};
 
 /// Identity of a parameter, unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -254,8 +254,8 @@ impl Tape {
 
     /// Sweeps from a scalar loss with seed `scale` (1 over the number of accumulated micro-batches).
     pub fn backward_scaled(self, loss: &Var, scale: f64, grads: &mut Grads) -> Result<()> {
-        let seed = Tensor::full(loss.value.shape().clone(), scale as f32, loss.value.device())?;
-        let seed = seed.cast(loss.value.dtype())?;
+        let seed = Tensor::full(loss.value.shape().clone(), scale, &Device::Cpu)?;
+        let seed = seed.cast(loss.value.dtype())?.to_device(loss.value.device())?;
         self.backward(loss, seed, grads)
     }
 }

@@ -2,7 +2,6 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use super::*;
-use crate::Device;
 
 fn scalar(x: f64) -> Tensor {
     Tensor::from_slice(&[x], [1], &Device::Cpu).unwrap()
@@ -59,6 +58,38 @@ fn write_adds_where_a_gradient_is_already() {
         grads.write(slot, w.master.shape(), &Device::Cpu, put).unwrap();
     }
     assert_eq!(grads.get(&w).unwrap().item().unwrap(), 2.0);
+}
+
+/// What reads gradients by address uploads its table once.
+#[test]
+fn cleared_gradients_come_back_to_their_addresses() {
+    let (w, v, mut grads) = (param("w", 2.0), param("v", 2.0), Grads::new());
+    let tape = Tape::new();
+    let [to_w, to_v] = [&w, &v].map(|p| tape.param(p).slot());
+    let mut step = |x: f64| {
+        grads.add(to_w, scalar(x)).unwrap();
+        let put = |out: &mut Tensor, _| out.copy_from(&scalar(x));
+        grads.write(to_v, v.master.shape(), &Device::Cpu, put).unwrap();
+        let now = [&w, &v].map(|p| grads.get(p).unwrap().clone());
+        grads.clear();
+        now
+    };
+    let address = |t: &Tensor| t.ptr();
+    let first = step(1.0).each_ref().map(address);
+    let second = step(2.0);
+    assert_eq!(second.each_ref().map(address), first);
+    let third = step(3.0); // while someone still looks at the second: left alone
+    assert!(second.iter().all(|t| t.item().unwrap() == 2.0));
+    assert!(third.iter().all(|t| t.item().unwrap() == 3.0));
+}
+
+#[test]
+fn seeds_of_f64_losses_are_not_rounded() {
+    let (tape, mut grads) = (Tape::new(), Grads::new());
+    let x = tape.leaf(scalar(1.0));
+    let y = mul(&tape, &x, &Var::constant(scalar(1.0)));
+    tape.backward_scaled(&y, 1.0 / 3.0, &mut grads).unwrap();
+    assert_eq!(grads.take(&x).unwrap().item().unwrap(), 1.0 / 3.0);
 }
 
 #[test]

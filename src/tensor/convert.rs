@@ -41,6 +41,9 @@ impl Tensor {
         if self.shape().numel() != x.shape().numel() {
             return Err(Error::shape("accumulate", "x", x.shape(), format!("{}", self.shape())));
         }
+        if self.device() != x.device() {
+            return Err(Error::argument("accumulate", "x", "device", x.device().name(), self.device().name()));
+        }
         match self.device() {
             Device::Cpu => {
                 with_float!("accumulate", "x", x.dtype(), S => with_float!("accumulate", "self", self.dtype(), T => {

@@ -4,6 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::OP;
+use crate::ops::indices::count32;
 use crate::ops::layer_norm::{
     Dims,
     launch::{self, fwd_grid},
@@ -54,13 +55,13 @@ pub(super) fn forward(
         sum: sum.ptr_mut(OP)?,
         y: y.ptr_mut(OP)?,
         stats: stats.ptr_mut(OP)?,
-        rows: rows as u32,
-        cols: cols as u32,
+        rows: count32(OP, "x", rows)?,
+        cols: count32(OP, "x", cols)?,
         eps,
         pad: 0,
     };
     // SAFETY: `forward` in mod.rs checked r, w and b against x as struct AddLayerNormFwd states and made the outputs.
-    unsafe { x.device().launch(OP, "add_layer_norm_fwd", x.dtype(), fwd_grid(rows), &args) }
+    unsafe { x.device().launch(OP, "add_layer_norm_fwd", x.dtype(), fwd_grid(args.rows), &args) }
 }
 
 pub(super) fn backward(

@@ -16,7 +16,7 @@ mod tests;
 pub use case::{case, cases, joint_case};
 
 use crate::ops::layer_norm::Dims;
-use crate::ops::{float, on, same, shaped};
+use crate::ops::{same, shaped};
 use crate::{Device, Result, Tape, Tensor, Var};
 
 const OP: &str = "add_layer_norm";
@@ -50,7 +50,6 @@ pub fn add_layer_norm(tape: &Tape, x: &Var, r: &Var, w: &Var, b: &Var, eps: f32)
 
 /// The sum, `y` and the statistics of the sum `[rows, 2]`: mean and rstd.
 pub fn forward(x: &Tensor, r: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<(Tensor, Tensor, Tensor)> {
-    float(OP, "x", x)?;
     shaped(OP, "r", r, x.shape())?;
     same(OP, "r", r, x)?;
     let dims = Dims::check(OP, x, w, b)?;
@@ -76,8 +75,7 @@ pub fn backward(
         shaped(OP, arg, d, sum.shape())?;
         same(OP, arg, d, sum)?;
     }
-    shaped(OP, "stats", stats, &[dims.rows, 2])?;
-    on(OP, "stats", stats, sum)?;
+    dims.check_stats(OP, stats, sum)?;
     let acc = sum.dtype().accumulate();
     let mut dx = Tensor::uninit_like(sum)?;
     let mut dw = Tensor::uninit([dims.cols], acc, sum.device())?;

@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Dims, OP};
 use crate::device::Launch;
+use crate::ops::indices::count32;
 use crate::{Result, Tensor};
 
 /// Columns of a block, `COLS` in the kernel.
@@ -59,14 +60,13 @@ struct NormalizeArgs {
 }
 
 /// One block per 32 columns, whole columns each.
-pub(super) fn grid(cols: usize) -> Launch {
-    Launch::linear((cols as u32).div_ceil(COLS), COLS * ROWS)
+pub(super) fn grid(cols: u32) -> Launch {
+    Launch::linear(cols.div_ceil(COLS), COLS * ROWS)
 }
 
 /// Columns in x, rows in y; the kernel strides over the rows that are left.
-pub(super) fn normalize_grid(Dims { rows, cols }: Dims) -> Launch {
-    let blocks = (cols as u32).div_ceil(THREADS);
-    Launch { grid: [blocks, rows.min(MAX_Y) as u32, 1], block: [THREADS, 1, 1], shared: 0 }
+pub(super) fn normalize_grid(rows: usize, cols: u32) -> Launch {
+    Launch { grid: [cols.div_ceil(THREADS), rows.min(MAX_Y) as u32, 1], block: [THREADS, 1, 1], shared: 0 }
 }
 
 pub(super) fn forward(
@@ -82,13 +82,13 @@ pub(super) fn forward(
         y: y.ptr_mut(OP)?,
         mean: mean.ptr_mut(OP)?,
         var: var.ptr_mut(OP)?,
-        rows: rows as u32,
-        cols: cols as u32,
+        rows: count32(OP, "x", rows)?,
+        cols: count32(OP, "x", cols)?,
         eps,
         pad: 0,
     };
     // SAFETY: `forward` in mod.rs made y like x, [rows, cols], and mean and var [cols]; all outlive the call.
-    unsafe { x.device().launch(OP, "batch_norm_fwd", x.dtype(), grid(cols), &args) }
+    unsafe { x.device().launch(OP, "batch_norm_fwd", x.dtype(), grid(args.cols), &args) }
 }
 
 pub(super) fn backward(
@@ -106,13 +106,13 @@ pub(super) fn backward(
         mean: mean.ptr(),
         var: var.ptr(),
         dx: dx.ptr_mut(OP)?,
-        rows: rows as u32,
-        cols: cols as u32,
+        rows: count32(OP, "x", rows)?,
+        cols: count32(OP, "x", cols)?,
         eps,
         pad: 0,
     };
     // SAFETY: `backward` in mod.rs checked dy against x and mean and var to be [cols], and made dx like x.
-    unsafe { x.device().launch(OP, "batch_norm_bwd", x.dtype(), grid(cols), &args) }
+    unsafe { x.device().launch(OP, "batch_norm_bwd", x.dtype(), grid(args.cols), &args) }
 }
 
 pub(super) fn normalize(x: &Tensor, mean: &Tensor, var: &Tensor, eps: f32, dims: Dims, y: &mut Tensor) -> Result<()> {
@@ -122,9 +122,9 @@ pub(super) fn normalize(x: &Tensor, mean: &Tensor, var: &Tensor, eps: f32, dims:
         var: var.ptr(),
         y: y.ptr_mut(OP)?,
         rows: dims.rows as u64,
-        cols: dims.cols as u32,
+        cols: count32(OP, "x", dims.cols)?,
         eps,
     };
     // SAFETY: `normalize` in mod.rs checked mean and var to be [cols] and made y like x.
-    unsafe { x.device().launch(OP, "batch_norm_normalize", x.dtype(), normalize_grid(dims), &args) }
+    unsafe { x.device().launch(OP, "batch_norm_normalize", x.dtype(), normalize_grid(dims.rows, args.cols), &args) }
 }

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::{Dims, batch_norm, case, launch, normalize, normalize_case};
+use super::{batch_norm, case, launch, normalize, normalize_case};
 use crate::testing::{check, check_gradients};
 use crate::{DType, Device, Error, Tape, Tensor, Var};
 
@@ -32,11 +32,11 @@ proptest! {
 
 #[test]
 fn grids_cover_every_column_and_row() {
-    for (rows, cols) in [(1, 1), (5, 31), (5, 33), (100_000, 768)] {
+    for (rows, cols) in [(1usize, 1u32), (5, 31), (5, 33), (100_000, 768)] {
         let grid = launch::grid(cols);
-        assert!(grid.grid[0] * 32 >= cols as u32 && grid.block[0] == 256);
-        let grid = launch::normalize_grid(Dims { rows, cols });
-        assert!(grid.grid[0] * grid.block[0] >= cols as u32);
+        assert!(grid.grid[0] * 32 >= cols && grid.block[0] == 256);
+        let grid = launch::normalize_grid(rows, cols);
+        assert!(grid.grid[0] * grid.block[0] >= cols);
         assert!(grid.grid[1] as usize == rows || grid.grid[1] == 65_535, "a grid has at most 65535 blocks in y");
     }
 }

@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Dims, OP, Targets};
 use crate::device::Launch;
+use crate::ops::indices::count32;
 use crate::{DType, Result, Tensor};
 
 /// Rows per block, one warp each.
@@ -54,8 +55,8 @@ struct BwdArgs {
 }
 
 /// One warp per row.
-pub(super) fn grid(rows: usize) -> Launch {
-    Launch::linear((rows as u32).div_ceil(WARPS), WARPS * 32)
+pub(super) fn grid(rows: u32) -> Launch {
+    Launch::warp_per_row(rows, WARPS)
 }
 
 /// Addresses of classes and of soft targets; the other is null.
@@ -75,6 +76,7 @@ pub(super) fn forward(
     lse: &mut Tensor,
 ) -> Result<()> {
     let device = logits.device();
+    let (n, cols) = (count32(OP, "logits", rows)?, count32(OP, "logits", cols)?);
     let mut losses = Tensor::uninit([rows], DType::F32, device)?;
     let (classes, soft) = pointers(targets);
     let args = FwdArgs {
@@ -83,15 +85,15 @@ pub(super) fn forward(
         soft,
         lse: lse.ptr_mut(OP)?,
         losses: losses.ptr_mut(OP)?,
-        rows: rows as u32,
-        cols: cols as u32,
+        rows: n,
+        cols,
         smoothing,
         pad: 0,
     };
     // SAFETY: `Dims::check` fixed the lengths of logits and targets that struct CrossEntropyFwd states; lse and losses
     // are [rows]; all outlive the call. The kernel does not follow a class outside the row.
-    unsafe { device.launch(OP, "cross_entropy_fwd", logits.dtype(), grid(rows), &args)? };
-    let args = MeanArgs { losses: losses.ptr(), loss: loss.ptr_mut(OP)?, rows: rows as u32, pad: 0 };
+    unsafe { device.launch(OP, "cross_entropy_fwd", logits.dtype(), grid(n), &args)? };
+    let args = MeanArgs { losses: losses.ptr(), loss: loss.ptr_mut(OP)?, rows: n, pad: 0 };
     // SAFETY: `losses` was filled by the launch before on the same stream; `loss` is [1].
     unsafe { device.launch(OP, "cross_entropy_mean", DType::F32, Launch::linear(1, MEAN_THREADS), &args) }
 }
@@ -113,11 +115,11 @@ pub(super) fn backward(
         classes,
         soft,
         dlogits: dlogits.ptr_mut(OP)?,
-        rows: rows as u32,
-        cols: cols as u32,
+        rows: count32(OP, "logits", rows)?,
+        cols: count32(OP, "logits", cols)?,
         smoothing,
         pad: 0,
     };
     // SAFETY: `backward` checked dloss to be [1] and lse [rows], `Dims::check` the targets; dlogits is like logits.
-    unsafe { logits.device().launch(OP, "cross_entropy_bwd", logits.dtype(), grid(rows), &args) }
+    unsafe { logits.device().launch(OP, "cross_entropy_bwd", logits.dtype(), grid(args.rows), &args) }
 }

@@ -14,7 +14,7 @@ mod tests;
 
 pub use case::{case, cases, soft_case};
 
-use crate::ops::{float, on, same, shaped, typed};
+use crate::ops::{float, on, shaped, typed};
 use crate::{DType, Device, Error, Result, Tape, Tensor, Var};
 
 const OP: &str = "cross_entropy";
@@ -113,8 +113,10 @@ pub fn backward(dloss: &Tensor, logits: &Tensor, lse: &Tensor, targets: Targets<
     let dims = Dims::check(logits, targets, smoothing)?;
     shaped(OP, "lse", lse, &[dims.rows])?;
     shaped(OP, "dloss", dloss, &[1])?;
-    same(OP, "dloss", dloss, lse)?;
-    on(OP, "dloss", dloss, logits)?;
+    for (arg, t) in [("lse", lse), ("dloss", dloss)] {
+        typed(OP, arg, t, logits.dtype().accumulate())?;
+        on(OP, arg, t, logits)?;
+    }
     let mut dlogits = Tensor::uninit_like(logits)?;
     match logits.device() {
         Device::Cpu => reference::backward(dloss, logits, lse, targets, smoothing, dims, &mut dlogits)?,

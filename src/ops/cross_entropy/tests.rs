@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::{Targets, case, cross_entropy, forward, launch, soft_case};
+use super::{Targets, backward, case, cross_entropy, forward, launch, soft_case};
 use crate::testing::{check, check_gradients};
 use crate::{DType, Device, Error, Grads, Tape, Tensor, Var};
 
@@ -32,7 +32,7 @@ proptest! {
 #[test]
 fn grids_cover_every_row() {
     for rows in [1, 3, 4, 5, 16384, 100_001] {
-        let grid = launch::grid(rows);
+        let grid = launch::grid(rows as u32);
         assert!(grid.grid[0] as usize * (grid.block[0] / 32) as usize >= rows);
     }
 }
@@ -105,4 +105,16 @@ fn wrong_arguments_are_named() {
     assert_eq!(message(x(&[2, 3]), Targets::Soft(&x(&[2, 3])), 0.1), expected);
     let expected = "cross_entropy: `targets` has dtype f32, expected i32";
     assert_eq!(message(x(&[2, 3]), Targets::Classes(&x(&[2])), 0.0), expected);
+}
+
+#[test]
+fn a_backward_refuses_what_its_forward_did_not_make() {
+    let t = |s: &[usize], dtype| Tensor::zeros(s, dtype, &Device::Cpu).unwrap();
+    let (x, classes) = (t(&[2, 3], DType::BF16), tensor(&[0, 2], &[2]));
+    let message = |lse: DType, dloss: DType| {
+        let targets = Targets::Classes(&classes);
+        backward(&t(&[1], dloss), &x, &t(&[2], lse), targets, 0.0).unwrap_err().to_string()
+    };
+    assert_eq!(message(DType::BF16, DType::BF16), "cross_entropy: `lse` has dtype bf16, expected f32");
+    assert_eq!(message(DType::F32, DType::BF16), "cross_entropy: `dloss` has dtype bf16, expected f32");
 }

@@ -26,7 +26,7 @@ struct Args {
 
 /// One warp per chosen row.
 pub(super) fn grid(picked: u32) -> Launch {
-    Launch::linear(picked.div_ceil(WARPS), WARPS * 32)
+    Launch::warp_per_row(picked, WARPS)
 }
 
 fn args(from: &Tensor, ids: &Tensor, dims: Dims, to: &mut Tensor) -> Result<Args> {

@@ -5,6 +5,8 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Dims, OP};
 use crate::device::Launch;
+use crate::ops::column_sum;
+use crate::ops::indices::count32;
 use crate::{DType, Result, Tensor};
 
 /// Rows per block of the forward, one warp each: enough warps to hide latency, few enough that 8 blocks fit an SM.
@@ -57,8 +59,8 @@ struct ReduceArgs {
 }
 
 /// One warp per row.
-pub(in crate::ops) fn fwd_grid(rows: usize) -> Launch {
-    Launch::linear((rows as u32).div_ceil(WARPS), WARPS * 32)
+pub(in crate::ops) fn fwd_grid(rows: u32) -> Launch {
+    Launch::warp_per_row(rows, WARPS)
 }
 
 /// How the rows are split for the weight gradients: parts and rows per part.
@@ -82,13 +84,13 @@ pub(super) fn forward(
         b: b.ptr(),
         y: y.ptr_mut(OP)?,
         stats: stats.ptr_mut(OP)?,
-        rows: rows as u32,
-        cols: cols as u32,
+        rows: count32(OP, "x", rows)?,
+        cols: count32(OP, "x", cols)?,
         eps,
         pad: 0,
     };
     // SAFETY: `Dims::check` fixed every length that struct LayerNormFwd states; all tensors outlive the call.
-    unsafe { x.device().launch(OP, "layer_norm_fwd", x.dtype(), fwd_grid(rows), &args) }
+    unsafe { x.device().launch(OP, "layer_norm_fwd", x.dtype(), fwd_grid(args.rows), &args) }
 }
 
 pub(super) fn backward(
@@ -124,7 +126,7 @@ pub(in crate::ops) unsafe fn backward_by<A: Pod>(
     db: &mut Tensor,
 ) -> Result<()> {
     let (parts, rows_per_part) = split(rows);
-    let mut part = Tensor::uninit([parts, 2, cols], DType::F32, x.device())?;
+    let mut part = Tensor::uninit([2, parts, cols], DType::F32, x.device())?;
     let args = BwdArgs {
         dy: dy.ptr(),
         x: x.ptr(),
@@ -132,22 +134,18 @@ pub(in crate::ops) unsafe fn backward_by<A: Pod>(
         stats: stats.ptr(),
         dx: dx.ptr_mut(op)?,
         part: part.ptr_mut(op)?,
-        rows: rows as u32,
-        cols: cols as u32,
-        rows_per_part: rows_per_part as u32,
+        rows: count32(op, "x", rows)?,
+        cols: count32(op, "x", cols)?,
+        rows_per_part: rows_per_part as u32, // at most rows, or MIN_ROWS
         pad: 0,
     };
-    let grid = Launch::linear(parts as u32, WARPS * 32);
-    // SAFETY: lengths as the caller promises; `part` is [parts, 2, cols] as struct LayerNormBwd states.
+    let (parts, cols) = (parts as u32, args.cols); // at most PARTS
+    let grid = Launch::linear(parts, WARPS * 32);
+    // SAFETY: lengths as the caller promises; `part` is [2, parts, cols] as struct LayerNormBwd states.
     unsafe { x.device().launch(op, kernel, x.dtype(), grid, &wrap(args))? };
-    let args = ReduceArgs {
-        part: part.ptr(),
-        dw: dw.ptr_mut(op)?,
-        db: db.ptr_mut(op)?,
-        parts: parts as u32,
-        cols: cols as u32,
-    };
-    let grid = Launch::linear((cols as u32).div_ceil(128), 128);
+    let args = ReduceArgs { part: part.ptr(), dw: dw.ptr_mut(op)?, db: db.ptr_mut(op)?, parts, cols };
+    let mut grid = column_sum::grid(parts, cols);
+    grid.grid[1] = 2; // dw and db
     // SAFETY: dw and db are [cols]; `part` was filled by the launch before on the same stream.
     unsafe { x.device().launch(OP, "layer_norm_bwd_reduce", DType::F32, grid, &args) }
 }

@@ -13,8 +13,8 @@ mod tests;
 
 pub use case::{case, cases};
 
-use crate::ops::{on, same, shaped};
-use crate::{DType, Device, Result, Tape, Tensor, Var};
+use crate::ops::{float, on, same, shaped, typed};
+use crate::{Device, Result, Tape, Tensor, Var};
 
 const OP: &str = "layer_norm";
 
@@ -28,12 +28,20 @@ pub(crate) struct Dims {
 impl Dims {
     /// For `op`, this one or one that contains it.
     pub(in crate::ops) fn check(op: &'static str, x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Self> {
+        float(op, "x", x)?;
         let (rows, cols) = x.shape().rows_cols();
         for (arg, t) in [("w", w), ("b", b)] {
             shaped(op, arg, t, &[cols])?;
             same(op, arg, t, x)?;
         }
         Ok(Self { rows, cols })
+    }
+
+    /// That `stats` is what a forward on `x` made.
+    pub(in crate::ops) fn check_stats(self, op: &'static str, stats: &Tensor, x: &Tensor) -> Result<()> {
+        shaped(op, "stats", stats, &[self.rows, 2])?;
+        typed(op, "stats", stats, x.dtype().accumulate())?;
+        on(op, "stats", stats, x)
     }
 }
 
@@ -73,15 +81,14 @@ pub fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<(Tensor, 
 /// With `x̂ = (x - mean) · rstd` and `g = dy · w`: `dx = rstd · (g - mean_C(g) - x̂ · mean_C(g · x̂))`,
 /// `dw = Σ_rows dy · x̂`, `db = Σ_rows dy`.
 pub fn backward(dy: &Tensor, x: &Tensor, w: &Tensor, stats: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
-    let (rows, cols) = x.shape().rows_cols();
-    let dims = Dims { rows, cols };
+    let dims = Dims::check(OP, x, w, w)?;
     shaped(OP, "dy", dy, x.shape())?;
     same(OP, "dy", dy, x)?;
-    on(OP, "stats", stats, x)?;
-    let acc: DType = x.dtype().accumulate();
+    dims.check_stats(OP, stats, x)?;
+    let acc = x.dtype().accumulate();
     let mut dx = Tensor::uninit_like(x)?;
-    let mut dw = Tensor::uninit([cols], acc, x.device())?;
-    let mut db = Tensor::uninit([cols], acc, x.device())?;
+    let mut dw = Tensor::uninit([dims.cols], acc, x.device())?;
+    let mut db = Tensor::uninit([dims.cols], acc, x.device())?;
     match x.device() {
         Device::Cpu => reference::backward(dy, x, w, stats, None, dims, &mut dx, &mut dw, &mut db)?,
         _ => launch::backward(dy, x, w, stats, dims, &mut dx, &mut dw, &mut db)?,

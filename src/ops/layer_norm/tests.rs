@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
-use super::{case, launch, layer_norm};
+use super::{backward, case, forward, launch, layer_norm};
 use crate::testing::{check, check_gradients};
-use crate::{Device, Error, Tape, Tensor, Var};
+use crate::{DType, Device, Error, Tape, Tensor, Var};
 
 #[test]
 fn matches_the_oracle_on_odd_shapes() {
@@ -30,7 +30,7 @@ proptest! {
 #[test]
 fn grids_cover_every_row() {
     for rows in [0, 1, 3, 4, 5, 31, 4224, 4225, 100_000] {
-        let grid = launch::fwd_grid(rows);
+        let grid = launch::fwd_grid(rows as u32);
         assert!(grid.grid[0] as usize * (grid.block[0] / 32) as usize >= rows);
         let (parts, per_part) = launch::split(rows);
         assert!(parts * per_part >= rows && parts <= 264);
@@ -50,8 +50,21 @@ fn a_large_mean_keeps_its_digits() {
 
 #[test]
 fn wrong_arguments_are_named() {
-    let t = |s: &[usize]| Var::constant(Tensor::zeros(s, crate::DType::F32, &Device::Cpu).unwrap());
+    let t = |s: &[usize]| Var::constant(Tensor::zeros(s, DType::F32, &Device::Cpu).unwrap());
     let error = layer_norm(&Tape::no_grad(), &t(&[3, 7]), &t(&[21]), &t(&[7]), 1e-6).unwrap_err();
     assert!(matches!(error, Error::Argument { .. }));
     assert_eq!(error.to_string(), "layer_norm: `w` has shape [21], expected [7]");
+}
+
+#[test]
+fn a_backward_refuses_what_its_forward_did_not_make() {
+    let t = |s: &[usize], dtype| Tensor::zeros(s, dtype, &Device::Cpu).unwrap();
+    let x = t(&[3, 7], DType::BF16);
+    let w = t(&[7], DType::BF16);
+    let (_, stats) = forward(&x, &w, &w, 1e-6).unwrap();
+    let message = |w: &Tensor, stats: &Tensor| backward(&x, &x, w, stats).unwrap_err().to_string();
+    assert_eq!(message(&t(&[5], DType::BF16), &stats), "layer_norm: `w` has shape [5], expected [7]");
+    assert_eq!(message(&t(&[7], DType::F32), &stats), "layer_norm: `w` has dtype f32, expected bf16");
+    assert_eq!(message(&w, &t(&[2, 2], DType::F32)), "layer_norm: `stats` has shape [2, 2], expected [3, 2]");
+    assert_eq!(message(&w, &t(&[3, 2], DType::BF16)), "layer_norm: `stats` has dtype bf16, expected f32");
 }

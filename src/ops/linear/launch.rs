@@ -5,10 +5,12 @@ use bytemuck::{Pod, Zeroable};
 
 use super::OP;
 use crate::device::Launch;
+use crate::ops::column_sum::ColumnSum;
+use crate::ops::indices::count32;
 use crate::{DType, Result, Tensor};
 
 /// Columns per block: a warp reads 32 neighbouring columns of a row.
-const COLS: usize = 32;
+const COLS: u32 = 32;
 /// Rows read side by side by one block.
 const ROWS: usize = 8;
 /// Row blocks: enough that narrow matrices fill 132 SMs, few enough that the second pass is short.
@@ -25,16 +27,6 @@ struct BiasArgs {
     rows_per_part: u32,
 }
 
-/// `struct LinearBwdBiasReduce`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct ReduceArgs {
-    part: u64,
-    db: u64,
-    parts: u32,
-    cols: u32,
-}
-
 /// How the rows are split: parts and rows per part, a multiple of the rows a block reads side by side.
 pub(super) fn split(rows: usize) -> (usize, usize) {
     let per_part = rows.div_ceil(PARTS).max(1).next_multiple_of(ROWS);
@@ -48,15 +40,13 @@ pub(super) fn column_sums(dy: &Tensor, rows: usize, cols: usize, db: &mut Tensor
         dy: dy.ptr(),
         part: part.ptr_mut(OP)?,
         rows: rows as u64,
-        cols: cols as u32,
-        rows_per_part: rows_per_part as u32,
+        cols: count32(OP, "dy", cols)?,
+        rows_per_part: count32(OP, "dy", rows_per_part)?,
     };
-    let grid =
-        Launch { grid: [cols.div_ceil(COLS) as u32, parts as u32, 1], block: [COLS as u32, ROWS as u32, 1], shared: 0 };
+    let grid = Launch { grid: [args.cols.div_ceil(COLS), parts as u32, 1], block: [COLS, ROWS as u32, 1], shared: 0 };
     // SAFETY: dy is [rows, cols] by its own shape, `part` is [parts, cols]; both outlive the call.
     unsafe { dy.device().launch(OP, "linear_bwd_bias", dy.dtype(), grid, &args)? };
-    let args = ReduceArgs { part: part.ptr(), db: db.ptr_mut(OP)?, parts: parts as u32, cols: cols as u32 };
-    let grid = Launch::linear(cols.div_ceil(128) as u32, 128);
-    // SAFETY: db is [cols]; `part` was filled by the launch before on the same stream.
-    unsafe { dy.device().launch(OP, "linear_bwd_bias_reduce", DType::F32, grid, &args) }
+    let reduce = ColumnSum::new(OP, &part, db)?;
+    // SAFETY: db is [cols] and `part` [parts, cols], filled by the launch before on the same stream.
+    unsafe { dy.device().launch(OP, "linear_bwd_bias_reduce", DType::F32, reduce.grid(), &reduce) }
 }

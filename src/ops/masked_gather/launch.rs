@@ -32,7 +32,7 @@ struct Args {
 
 /// One warp per kept patch.
 pub(super) fn grid(rows: u32) -> Launch {
-    Launch::linear(rows.div_ceil(WARPS), WARPS * 32)
+    Launch::warp_per_row(rows, WARPS)
 }
 
 fn args(from: u64, ids: &Tensor, norm: Option<&Tensor>, Dims { grid, keep }: Dims, to: u64) -> Result<Args> {

@@ -11,8 +11,9 @@ use crate::{DType, Result, Tensor};
 
 /// Patches per block at most, one warp each.
 const WARPS: usize = 4;
-/// Shared memory a block has without asking for more.
-const SHARED: usize = 48 << 10;
+/// Shared memory for patches: of the 48 KiB a block has without asking for more, static memory (the sums over warps) and
+/// what aligns the dynamic part to 1 KiB behind it take up to one.
+const SHARED: usize = 47 << 10;
 
 /// `struct MaskedMse`: both directions.
 #[repr(C)]

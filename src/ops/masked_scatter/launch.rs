@@ -5,16 +5,12 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Dims, OP};
 use crate::device::Launch;
-use crate::ops::column_sum::ColumnSum;
+use crate::ops::column_sum::{ColumnSum, sums_grid};
 use crate::ops::indices::count32;
 use crate::{DType, Result, Tensor};
 
 /// Rows per block of the forward, one warp each.
 const WARPS: u32 = 8;
-/// Threads per block of the backward, one vector of columns each.
-const THREADS: u32 = 64;
-/// Elements of a vector at most: 16 bytes of a 16-bit type.
-pub(super) const VECTOR: u32 = 8;
 /// Parts of the mask token's gradient at most: two waves of 132 SMs of blocks of 8 warps.
 pub(super) const PARTS: usize = 1056;
 /// Rows per part below which more parts do not pay.
@@ -54,12 +50,7 @@ struct BwdArgs {
 
 /// One warp per row.
 pub(super) fn rows_grid(rows: u32) -> Launch {
-    Launch::linear(rows.div_ceil(WARPS), WARPS * 32)
-}
-
-/// `sums` in x, columns in y; the kernel strides over what a narrower vector leaves.
-pub(super) fn sums_grid(sums: u32, cols: u32) -> Launch {
-    Launch { grid: [sums, cols.div_ceil(THREADS * VECTOR).min(65535), 1], block: [THREADS, 1, 1], shared: 0 }
+    Launch::warp_per_row(rows, WARPS)
 }
 
 /// How the rows are split for the mask token's gradient: parts and rows per part.

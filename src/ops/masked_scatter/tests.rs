@@ -34,10 +34,6 @@ fn grids_cover_everything() {
         let (parts, per_part) = launch::split(rows);
         assert!(parts * per_part >= rows && parts <= launch::PARTS && (parts - 1) * per_part < rows);
     }
-    for cols in [1u32, 512, 513, 1024, 1025] {
-        let grid = launch::sums_grid(5, cols);
-        assert!(grid.grid[0] == 5 && grid.grid[1] * grid.block[0] * launch::VECTOR >= cols);
-    }
 }
 
 /// Scattering what was gathered gives every patch back, kept ones from `z`, removed ones from the token.

@@ -34,7 +34,7 @@ pub(super) fn fwd_grid(batch: u32, cols: u32) -> Launch {
 
 /// One warp per row.
 pub(super) fn bwd_grid(rows: u32) -> Launch {
-    Launch::linear(rows.div_ceil(WARPS), WARPS * 32)
+    Launch::warp_per_row(rows, WARPS)
 }
 
 fn args(from: &Tensor, dims: Dims, to: &mut Tensor) -> Result<Args> {

@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Dims, OP};
 use crate::device::Launch;
+use crate::ops::indices::count32;
 use crate::tensor::elementwise;
 use crate::{Result, Tensor};
 
@@ -50,7 +51,7 @@ pub(super) fn forward(x: &Tensor, branch: &Tensor, scale: &Tensor, dims: Dims, y
         scale: scale.ptr(),
         y: y.ptr_mut(OP)?,
         span: dims.span as u64,
-        groups: dims.groups as u32,
+        groups: count32(OP, "x", dims.groups)?,
         pad: 0,
     };
     // SAFETY: `Dims::check` made x, branch and y `groups · span` elements long and `scale` `groups`; all outlive the
@@ -64,7 +65,7 @@ pub(super) fn backward(dy: &Tensor, scale: &Tensor, dims: Dims, dbranch: &mut Te
         scale: scale.ptr(),
         dbranch: dbranch.ptr_mut(OP)?,
         span: dims.span as u64,
-        groups: dims.groups as u32,
+        groups: count32(OP, "dy", dims.groups)?,
         pad: 0,
     };
     // SAFETY: `Dims::check` made dy and dbranch `groups · span` elements long and `scale` `groups`.

@@ -33,7 +33,7 @@ struct BwdArgs {
 
 /// One warp per row.
 pub(super) fn grid(rows: u32) -> Launch {
-    Launch::linear(rows.div_ceil(WARPS), WARPS * 32)
+    Launch::warp_per_row(rows, WARPS)
 }
 
 fn extents(x: &Tensor) -> Result<(u32, u32)> {
