@@ -22,14 +22,14 @@ __device__ void add_fwd(const AddFwd& args) {
 }
 KERNEL_PER_DTYPE(add_fwd, AddFwd)
 
-struct Accumulate {
+struct AddAccumulate {
     void* y;        // [n] T, read and written
     const void* x;  // [n] T
     unsigned long long n;
 };
 
 template <class T>
-__device__ void accumulate(const Accumulate& a) {
+__device__ void add_accumulate(const AddAccumulate& a) {
     elementwise<T>(a.n, [&](size_t i, auto width) {
         constexpr int N = decltype(width)::value;
         const Vec<T, N> x = load_vec<T, N>(in<T>(a.x) + i);
@@ -39,4 +39,4 @@ __device__ void accumulate(const Accumulate& a) {
         store_vec(out<T>(a.y) + i, y);
     });
 }
-KERNEL_PER_DTYPE(accumulate, Accumulate)
+KERNEL_PER_DTYPE(add_accumulate, AddAccumulate)

@@ -209,6 +209,25 @@ fn unmatched(ops: &BTreeSet<String>, kernels: &BTreeSet<String>, cases: &BTreeSe
         .collect()
 }
 
+/// Kernels of `<stem>.cu` that are not named after it.
+fn misnamed(stem: &str, text: &str) -> Vec<String> {
+    let op = stem.strip_suffix("_bwd").unwrap_or(stem);
+    let entry = |line: &str| {
+        let (macro_name, arguments) = line.split_once('(')?;
+        let defines = macro_name.contains("KERNEL") && macro_name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        defines.then(|| arguments.split([',', ')']).next().unwrap_or_default().trim().to_string())
+    };
+    let fits = |name: &String| name.strip_prefix(op).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
+    text.lines().filter_map(entry).filter(|name| !fits(name)).collect()
+}
+
+#[test]
+fn a_kernel_of_another_name_is_found() {
+    let text = "KERNEL_PER_DTYPE(add_fwd, Add)\nKERNEL(adder_f32, Add)\nKERNEL(add, Add)\n#define KERNEL_X(name, y)\n";
+    assert_eq!(misnamed("add", text), ["adder_f32"]);
+    assert_eq!(misnamed("add_bwd", "ATTENTION_KERNEL(add_bwd_kv, 32, Args)\nKERNEL(accumulate, A)"), ["accumulate"]);
+}
+
 #[test]
 fn operations_have_one_name_everywhere() {
     let ops_dir = root().join("src/ops");
@@ -223,12 +242,19 @@ fn operations_have_one_name_everywhere() {
         assert!(files.contains(stem), "kernels/{stem}_bwd.cu without kernels/{stem}.cu");
     }
     for op in &ops {
-        for file in ["mod.rs", "case.rs", "tests.rs"] {
+        // A cast is part of the tensor layer, which gradients need: src/tensor/convert.rs and launch.rs.
+        let below: &[&str] = if op == "cast" { &[] } else { &["reference.rs", "launch.rs"] };
+        for file in ["mod.rs", "case.rs", "tests.rs"].iter().chain(below) {
             assert!(ops_dir.join(op).join(file).exists(), "src/ops/{op}/{file} is missing");
         }
         let text = fs::read_to_string(ops_dir.join(op).join("mod.rs")).unwrap();
         let named = text.lines().find_map(|l| l.strip_prefix("const OP: &str = \"")?.split('"').next());
         assert!(named.is_none_or(|name| name == op), "src/ops/{op}/mod.rs calls itself {named:?}");
+    }
+    for file in &files {
+        let text = fs::read_to_string(root().join(format!("kernels/{file}.cu"))).unwrap();
+        let odd = misnamed(file, &text);
+        assert!(odd.is_empty(), "kernels/{file}.cu: {odd:?} do not begin with the file's name");
     }
     // Benches cover every operation as long as they take their list from the cases.
     if let Ok(text) = fs::read_to_string(root().join("benches/ops.rs")) {

@@ -211,6 +211,17 @@ pub fn name(address: u64, name: &str) {
     unsafe { ffi::emu_buffer_name(pointer(address), name.as_ptr()) }
 }
 
+/// Names the buffers that an argument struct points to after its fields, so that a report reads "`y`: 4 bytes past the
+/// end". Its `Debug` text gives both; a number that is no buffer's address names nothing.
+pub fn name_pointers(args: &impl std::fmt::Debug) {
+    for field in format!("{args:?}").split(['{', '}', ',']) {
+        let Some((field, value)) = field.split_once(": ") else { continue };
+        if let Ok(address) = value.trim().parse() {
+            name(address, field.trim());
+        }
+    }
+}
+
 /// The host has written `bytes` bytes at `address`, inside registered memory.
 pub fn mark_written(address: u64, bytes: usize) {
     // SAFETY: the callee notes the range if it lies in registered memory.
@@ -320,5 +331,37 @@ mod ffi {
             // SAFETY: made by `emu_traffic_new`, freed once.
             unsafe { emu_traffic_free(self.0) }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::{Pod, Zeroable};
+
+    use crate::DType;
+    use crate::device::{Device, Launch, Storage};
+
+    /// `struct ScaleFwd` of kernels/scale.cu.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Pod, Zeroable)]
+    struct Args {
+        x: u64,
+        y: u64,
+        n: u64,
+        factor: f32,
+        pad: u32,
+    }
+
+    #[test]
+    fn reports_name_the_field_that_points_to_the_buffer() {
+        let mut x = Storage::alloc(&Device::Emulated, 4 * 128).unwrap();
+        x.zero().unwrap();
+        let y = Storage::alloc(&Device::Emulated, 4 * 100).unwrap();
+        let args = Args { x: x.ptr(), y: y.ptr(), n: 128, factor: 1.0, pad: 0 };
+        // SAFETY: the emulator checks every access, and refuses those that this launch gets wrong.
+        let launched =
+            unsafe { Device::Emulated.launch("scale", "scale_fwd", DType::F32, Launch::linear(1, 128), &args) };
+        let report = launched.unwrap_err().to_string();
+        assert!(report.contains("`y`: write of") && report.contains("past the end"), "{report}");
     }
 }

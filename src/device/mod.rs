@@ -172,7 +172,7 @@ impl Device {
     /// # Safety
     /// Every pointer inside `args` must be valid on this device for the extent the kernel's struct states, until the
     /// launch has run; outputs must not alias other arguments unless the kernel says so.
-    pub unsafe fn launch<A: bytemuck::Pod>(
+    pub unsafe fn launch<A: bytemuck::Pod + fmt::Debug>(
         &self,
         stem: &'static str,
         kernel: &'static str,
@@ -184,6 +184,10 @@ impl Device {
             return Ok(()); // nothing to do: an empty grid is not a legal launch
         }
         let name = format!("{kernel}_{dtype}");
+        #[cfg(feature = "emulator")]
+        if *self == Self::Emulated {
+            emulated::name_pointers(args);
+        }
         let args = bytemuck::bytes_of(args);
         match self {
             Self::Cpu => Err(Error::Launch {

@@ -1,5 +1,5 @@
 //! Products of small matrices on one thread, for references that keep a whole problem in the cache (attention).
-//! At 50 to 257 rows it is faster than a general GEMM, which copies its operands first: here the caller lays them out.
+//! A general GEMM copies its operands first; here the caller lays them out, and no copy is needed.
 
 use pulp::{Simd, WithSimd};
 

@@ -6,7 +6,7 @@ use crate::device::Launch;
 use crate::ops::indices::count32;
 use crate::{Result, Tensor};
 
-/// Threads per block of a first stage, one vector of columns each.
+/// Threads per block of a first stage, one vector of columns each; not measured yet.
 const THREADS: u32 = 64;
 /// Elements of a vector at most: 16 bytes of a 16-bit type.
 const VECTOR: u32 = 8;
@@ -16,14 +16,15 @@ pub(crate) fn sums_grid(sums: u32, cols: u32) -> Launch {
     Launch { grid: [sums, cols.div_ceil(THREADS * VECTOR).min(65535), 1], block: [THREADS, 1, 1], shared: 0 }
 }
 
-/// Second stage: 32 columns per block, a warp for every 8 parts, so that a thread has few loads to wait for.
+/// Second stage: 32 columns per block, a warp for every 8 parts, so that a thread has few loads to wait for; not measured
+/// yet.
 pub(crate) fn grid(parts: u32, cols: u32) -> Launch {
     Launch::linear(cols.div_ceil(32), parts.div_ceil(8).clamp(1, 32) * 32)
 }
 
 /// `struct ColumnSum`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub(crate) struct ColumnSum {
     part: u64,
     y: u64,

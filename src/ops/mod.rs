@@ -30,7 +30,7 @@ pub mod residual;
 pub mod scale;
 pub mod softmax;
 
-pub use case::{Case, Fill, Input};
+pub use case::{Case, Fill, Input, Operand, Role, Run};
 pub use patchify::{patchify, unpatchify};
 
 /// The cases of every operation at the recipes' real shapes: what the parity suite and the benches run.

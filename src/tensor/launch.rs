@@ -7,20 +7,21 @@ use super::Tensor;
 use crate::device::Launch;
 use crate::{DType, Error, Result};
 
+/// Threads per block of elementwise kernels; not measured yet.
 const THREADS: u32 = 256;
 
 /// `struct Cast` of kernels/cast.cu.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct CastArgs {
     x: u64,
     y: u64,
     n: u64,
 }
 
-/// `struct Accumulate` of kernels/add.cu.
+/// `struct AddAccumulate` of kernels/add.cu.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct AccumulateArgs {
     y: u64,
     x: u64,
@@ -52,5 +53,5 @@ pub(super) fn accumulate(y: &mut Tensor, x: &Tensor) -> Result<()> {
     let (device, n) = (x.device().clone(), x.numel());
     let args = AccumulateArgs { y: y.ptr_mut("accumulate")?, x: x.ptr(), n: n as u64 };
     // SAFETY: `Tensor::accumulate` checked that the counts are equal and cast `x` to the dtype of `y`.
-    unsafe { device.launch("add", "accumulate", y.dtype(), elementwise(n), &args) }
+    unsafe { device.launch("add", "add_accumulate", y.dtype(), elementwise(n), &args) }
 }

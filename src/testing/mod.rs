@@ -1,16 +1,19 @@
 //! What tests share: the parity check against the f64 oracle, finite differences, the tolerance policy.
 
+#[cfg(test)]
+mod tests;
 mod tolerance;
 
+use std::cell::RefCell;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
 use rand::{Rng, RngExt};
 
 use crate::device::host::with_poison;
-use crate::ops::{Case, Fill, Input};
+use crate::ops::{Case, Fill, Input, Operand, Role};
 use crate::random::{normal, stream};
-use crate::{DType, Device, Grads, Result, Tape, Tensor, Var};
+use crate::{DType, Device, Error, Grads, Result, Tape, Tensor, Var};
 
 pub use tolerance::{compare, distance, ulp};
 
@@ -83,62 +86,84 @@ struct Outcome {
 }
 
 fn run(case: &Case, storage: DType, held: DType, device: &Device) -> Result<Outcome> {
-    run_on(case, operands(case, storage, held, device)?, storage, held, device)
+    let inputs = operands(case, storage, held, device)?;
+    run_on(case, inputs, |i, y| cotangent(case, i, y, storage, device))
 }
 
-/// The oracle on inputs that are each off by one f32 rounding: how far exact arithmetic moves then is how far any
-/// f32 implementation may be off (cancellation in the operation itself is not the implementation's fault).
-fn run_nudged(case: &Case, storage: DType) -> Result<Outcome> {
-    let mut rng = rng(case, 98);
-    let nudge = |t: Tensor| {
-        if t.dtype() != DType::F64 {
-            return Ok(t);
+/// How far each result of the oracle moves when every input and every cotangent is off by one random rounding to `unit`,
+/// at most in a few draws: what such a rounding inside the operation can do as well.
+fn moved(case: &Case, storage: DType, unit: DType, oracle: &Outcome) -> Result<Vec<f64>> {
+    let mut most = vec![0.0f64; oracle.tensors.len()];
+    for draw in 0..3 {
+        let rng = RefCell::new(rng(case, 96 + draw));
+        let half = tolerance::ulp(unit, 1.0) / 2.0;
+        let nudge = |t: Tensor| {
+            if t.dtype() != DType::F64 {
+                return Ok(t); // integers are exact
+            }
+            let off = |x| x * (1.0 + if rng.borrow_mut().random() { half } else { -half });
+            let values: Vec<f64> = t.to_vec::<f64>()?.into_iter().map(off).collect();
+            Tensor::from_slice(&values, t.shape().clone(), &Device::Cpu)
+        };
+        let inputs =
+            operands(case, storage, DType::F64, &Device::Cpu)?.into_iter().map(nudge).collect::<Result<_>>()?;
+        let outcome = run_on(case, inputs, |i, y| nudge(cotangent(case, i, y, storage, &Device::Cpu)?))?;
+        for ((most, (_, values)), (_, truth)) in most.iter_mut().zip(&outcome.tensors).zip(&oracle.tensors) {
+            *most = most.max(distance(values, truth).0);
         }
-        let values =
-            t.to_vec::<f64>()?.into_iter().map(|x| x * (1.0 + 2f64.powi(if rng.random() { -23 } else { -24 })));
-        Tensor::from_slice(&values.collect::<Vec<_>>(), t.shape().clone(), &Device::Cpu)
-    };
-    let inputs = operands(case, storage, DType::F64, &Device::Cpu)?;
-    let inputs = inputs.into_iter().map(nudge).collect::<Result<_>>()?;
-    run_on(case, inputs, storage, DType::F64, &Device::Cpu)
+    }
+    Ok(most)
 }
 
-fn run_on(case: &Case, inputs: Vec<Tensor>, storage: DType, held: DType, device: &Device) -> Result<Outcome> {
-    let vars = |tape: &Tape| -> Vec<Var> {
-        let wrap = |(i, t): (&Input, &Tensor)| if i.grad { tape.leaf(t.clone()) } else { Var::constant(t.clone()) };
-        case.inputs.iter().zip(&inputs).map(wrap).collect()
-    };
+/// Every output, and the gradient of every input through each output that has one. An operation that cuts a gradient it
+/// should give is an error.
+fn run_on(case: &Case, inputs: Vec<Tensor>, cotangent: impl Fn(usize, &Var) -> Result<Tensor>) -> Result<Outcome> {
+    let operands =
+        case.inputs.iter().zip(inputs).map(|(input, t)| input.operand(t)).collect::<Result<Vec<Operand>>>()?;
+    let on = |tape: &Tape| operands.iter().map(|operand| operand.on(tape)).collect::<Vec<Var>>();
+    let wanted: Vec<usize> = (0..operands.len()).filter(|&at| case.inputs[at].role != Role::Constant).collect();
     let mut outcome = Outcome { names: vec![], tensors: vec![] };
     let tape = Tape::new();
-    let outputs = (case.run)(&tape, &vars(&tape))?;
+    let outputs = (case.run)(&tape, &on(&tape))?;
     for (i, y) in outputs.iter().enumerate() {
         outcome.names.push(format!("output {i}"));
         outcome.tensors.push((y.value().dtype(), y.value().to_f64()?));
     }
-    for i in (0..outputs.len()).filter(|&i| outputs[i].slot().is_some()) {
+    let differentiable: Vec<usize> = (0..outputs.len()).filter(|&i| outputs[i].slot().is_some()).collect();
+    if differentiable.is_empty() && !wanted.is_empty() {
+        return Err(Error::MissingGradients(wanted.iter().map(|&at| case.inputs[at].name.into()).collect()));
+    }
+    for i in differentiable {
         let tape = Tape::new();
-        let vars = vars(&tape);
+        let vars = on(&tape);
         let y = (case.run)(&tape, &vars)?.swap_remove(i);
         let mut grads = Grads::new();
-        let seed = cotangent(case, i, &y, storage, device)?;
-        tape.backward(&y, seed, &mut grads)?;
-        for (input, var) in case.inputs.iter().zip(&vars).filter(|(input, _)| input.grad) {
-            outcome.names.push(format!("d output {i} / d {}", input.name));
-            match grads.take(var) {
-                Some(g) => outcome.tensors.push((g.dtype(), g.to_f64()?)),
-                None => outcome.tensors.push((held, vec![0.0; input.shape.numel()])),
+        tape.backward(&y, cotangent(i, &y)?, &mut grads)?;
+        for &at in &wanted {
+            let name = case.inputs[at].name;
+            let gradient = operands[at].gradient(&vars[at], &mut grads);
+            match (gradient, case.independent.contains(&(i, name))) {
+                (Some(g), false) => {
+                    outcome.names.push(format!("d output {i} / d {name}"));
+                    outcome.tensors.push((g.dtype(), g.to_f64()?));
+                }
+                (None, true) => {}
+                (None, false) => return Err(Error::MissingGradients(vec![format!("{name} from output {i}")])),
+                (Some(_), true) => {
+                    return Err(Error::argument(case.op, name, "gradient", "one", format!("none from output {i}")));
+                }
             }
         }
     }
     Ok(outcome)
 }
 
-/// A fixed random cotangent of output `i`, rounded to the storage type.
+/// A fixed random cotangent of output `i`, rounded to the storage type also where the output is f32: the oracle, whose
+/// outputs are all f64, gets the same.
 fn cotangent(case: &Case, i: usize, y: &Var, storage: DType, device: &Device) -> Result<Tensor> {
     let values = normal(&mut rng(case, 1 + i as u64), y.value().numel());
-    let held = y.value().dtype();
-    let rounded = if held == DType::F32 && storage != DType::F32 { DType::F32 } else { storage };
-    let t = Tensor::from_slice(&values, y.value().shape().clone(), &Device::Cpu)?.cast(rounded)?.cast(held)?;
+    let t = Tensor::from_slice(&values, y.value().shape().clone(), &Device::Cpu)?;
+    let t = t.cast(storage)?.cast(y.value().dtype())?;
     t.to_device(device)
 }
 
@@ -157,16 +182,18 @@ pub fn check_dtype(case: &Case, dtype: DType) -> Check {
     let go =
         |held, device: &Device| with_poison(|| run(case, dtype, held, device)).map_err(|e| at(device, &e.to_string()));
     let oracle = go(DType::F64, &Device::Cpu)?;
+    check_composed(case, dtype, &oracle).map_err(|e| at(&Device::Cpu, &e))?;
     let reference = go(dtype, &Device::Cpu)?;
-    let nudged = run_nudged(case, dtype).map_err(|e| at(&Device::Cpu, &e.to_string()))?;
+    let moved = |unit| moved(case, dtype, unit, &oracle).map_err(|e| at(&Device::Cpu, &e.to_string()));
+    let by_arithmetic = moved(DType::F32)?;
+    let by_storage = if case.stored > 1 { moved(dtype)? } else { vec![0.0; by_arithmetic.len()] };
     let outputs = oracle.names.iter().filter(|n| n.starts_with("output")).count();
     if oracle.names != reference.names {
         return Err(at(&Device::Cpu, "the oracle and the reference give different outputs"));
     }
     for (i, name) in oracle.names.iter().enumerate() {
-        let (held, truth) = (reference.tensors[i].0, &oracle.tensors[i].1);
-        let moved = distance(&nudged.tensors[i].1, truth).0;
-        tolerance::reference(held, &reference.tensors[i].1, truth, moved)
+        let (held, values) = &reference.tensors[i];
+        tolerance::reference(case, *held, values, &oracle.tensors[i].1, by_arithmetic[i], by_storage[i])
             .map_err(|e| at(&Device::Cpu, &format!("{name}: {e}")))?;
     }
     for device in devices() {
@@ -185,6 +212,21 @@ pub fn check_dtype(case: &Case, dtype: DType) -> Check {
                     .map_err(|e| at(&device, &format!("schedule {schedule}, {name}: {e}")))?;
             }
         }
+    }
+    Ok(())
+}
+
+/// The baseline of a fused operation gives what the operation gives.
+fn check_composed(case: &Case, storage: DType, oracle: &Outcome) -> Check {
+    let Some(composed) = &case.composed else { return Ok(()) };
+    let go = || {
+        let inputs = operands(case, storage, DType::F64, &Device::Cpu)?;
+        let outputs = composed(&Tape::no_grad(), &inputs.into_iter().map(Var::constant).collect::<Vec<_>>())?;
+        outputs.iter().map(|y| y.value().to_f64()).collect::<Result<Vec<_>>>()
+    };
+    for (i, (values, (_, truth))) in go().map_err(|e| e.to_string())?.iter().zip(&oracle.tensors).enumerate() {
+        tolerance::reference(case, DType::F64, values, truth, 0.0, 0.0)
+            .map_err(|e| format!("composed, output {i}: {e}"))?;
     }
     Ok(())
 }

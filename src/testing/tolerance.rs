@@ -3,6 +3,7 @@
 
 use super::Check;
 use crate::DType;
+use crate::ops::Case;
 
 /// Distance between neighbouring values of `dtype` at magnitude `x`.
 pub fn ulp(dtype: DType, x: f64) -> f64 {
@@ -50,17 +51,29 @@ pub fn compare(dtype: DType, kernel: &[f64], reference: &[f64], oracle: &[f64], 
     Err(format!("error {error:.3e} over bound {bound:.3e} at {at}: {} instead of {}", kernel[at], oracle[at]))
 }
 
-/// The reference itself: 16-bit results are rounded once or twice (4 units in the last place of the largest value); in
-/// f32, where every partial sum rounds, 512 of them (6e-5 of the largest value).
-/// Added to it: what the operation's own conditioning does to one rounding of each input (`moved`), 16 times, for
-/// the roundings inside.
-pub(super) fn reference(dtype: DType, values: &[f64], oracle: &[f64], moved: f64) -> Check {
+/// Roundings of an operation besides those of its sums, at most: AdamW, the longest between two stores, has 14.
+const STEPS: usize = 16;
+
+/// The reference itself, by a bound that is computed, not chosen: a loop in f32 rounds once per term of its longest sum
+/// and once per step around it. Each of these may do what one rounding of an input does (`by_arithmetic`, measured on
+/// the oracle) or one of the result. Values kept in the storage dtype on the way do the same at its coarser rounding
+/// (`by_storage`).
+pub(super) fn reference(
+    case: &Case,
+    dtype: DType,
+    values: &[f64],
+    oracle: &[f64],
+    by_arithmetic: f64,
+    by_storage: f64,
+) -> Check {
     if values.len() != oracle.len() {
         return Err(format!("{} elements, expected {}", values.len(), oracle.len()));
     }
     let (error, at) = distance(values, oracle);
-    let ulps = if dtype == DType::F32 { 512.0 } else { 4.0 };
-    let bound = ulps * ulp(dtype, largest(oracle)) + 16.0 * moved;
+    let half_ulp = |dtype| ulp(dtype, largest(oracle)) / 2.0;
+    let arithmetic = (case.terms + STEPS) as f64 * (by_arithmetic + half_ulp(DType::F32));
+    let storage = case.stored as f64 * half_ulp(dtype) + (case.stored - 1) as f64 * by_storage;
+    let bound = arithmetic + storage;
     if error <= bound {
         return Ok(());
     }

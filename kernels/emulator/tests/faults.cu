@@ -1,4 +1,4 @@
-// Deliberate faults, one per kernel or variant, for tests/emulator.rs. A line that must appear in the report carries
+// Deliberate faults, one per kernel or variant, for tests/emulator/faults.rs. A line that must appear in the report carries
 // the mark `FAULT: name`; the legal variants beside them must pass.
 #include "common.cuh"
 

@@ -1,4 +1,4 @@
-// What the emulated language and intrinsics compute, for tests/emulator.rs.
+// What the emulated language and intrinsics compute, for tests/emulator/semantics.rs.
 #include "common.cuh"
 
 struct Convert {

@@ -22,18 +22,28 @@ pub(super) fn keep_freed(context: &CudaContext) -> std::result::Result<sys::CUme
     }
 }
 
+/// Bytes behind a poisoned allocation that no kernel may write: nothing else finds a write past the end on a GPU.
+const GUARD: usize = 256;
+/// What they hold.
+const GUARD_BYTE: u8 = 0xa5;
+
 /// An allocation on a GPU. Freed in stream order: work started before the drop still finds it.
 pub struct CudaBuffer {
     device: Arc<CudaDevice>,
     ptr: sys::CUdeviceptr,
     bytes: usize,
+    /// Whether [`GUARD`] bytes follow.
+    guarded: bool,
 }
 
 impl CudaDevice {
-    /// Allocates `bytes` bytes with arbitrary contents (all ones under [`host::with_poison`]).
+    /// Allocates `bytes` bytes with arbitrary contents. Under [`host::with_poison`] they are all ones, and a write past
+    /// the end makes the next download fail, or without one the drop panic.
     pub fn alloc(self: &Arc<Self>, bytes: usize) -> Result<CudaBuffer> {
         self.bind()?;
-        let size = bytes.max(1); // the driver refuses empty allocations; a tensor may be empty
+        let guarded = host::poisoned();
+        // The driver refuses empty allocations; a tensor may be empty.
+        let size = bytes.max(1) + if guarded { GUARD } else { 0 };
         // SAFETY: the stream is alive; nobody reads the contents before writing them.
         let alloc = || unsafe { result::malloc_async(self.stream.cu_stream(), size) };
         let out_of_memory = DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY);
@@ -47,8 +57,9 @@ impl CudaDevice {
         }
         match ptr {
             Ok(ptr) => {
-                let mut buffer = CudaBuffer { device: self.clone(), ptr, bytes };
-                if host::poisoned() {
+                let mut buffer = CudaBuffer { device: self.clone(), ptr, bytes, guarded };
+                if guarded {
+                    buffer.set_guard(GUARD_BYTE)?;
                     buffer.fill(0xff)?;
                 }
                 Ok(buffer)
@@ -111,7 +122,36 @@ impl CudaBuffer {
         // SAFETY: the lengths are equal; both sides outlive the copy, since it is waited for below.
         let copied = unsafe { result::memcpy_dtoh_async(to, self.ptr, self.device.stream.cu_stream()) };
         copied.map_err(self.device.failed("copy from the device"))?;
+        self.check_guard()?;
         self.device.synchronize()
+    }
+
+    /// Sets the bytes behind the contents, of an allocation that has them.
+    pub(super) fn set_guard(&mut self, byte: u8) -> Result<()> {
+        let (end, stream) = (self.ptr + self.bytes as u64, self.device.stream.cu_stream());
+        debug_assert!(self.guarded);
+        // SAFETY: `alloc` made a guarded allocation GUARD bytes longer than its contents.
+        unsafe { result::memset_d8_async(end, byte, GUARD, stream) }.map_err(self.device.failed("fill the guard"))
+    }
+
+    /// Fails if something was written behind the contents. Waits for everything started before it.
+    fn check_guard(&self) -> Result<()> {
+        if !self.guarded {
+            return Ok(());
+        }
+        let (mut guard, end) = ([0; GUARD], self.ptr + self.bytes as u64);
+        // SAFETY: as in `set_guard`; `guard` outlives the copy, since it is waited for below.
+        let copied = unsafe { result::memcpy_dtoh_async(&mut guard, end, self.device.stream.cu_stream()) };
+        copied.map_err(self.device.failed("copy the guard from the device"))?;
+        self.device.synchronize()?;
+        match guard.iter().position(|&byte| byte != GUARD_BYTE) {
+            None => Ok(()),
+            Some(at) => Err(Error::Driver {
+                device: format!("cuda:{}", self.device.ordinal),
+                call: "check the guard".into(),
+                cause: format!("byte {at} behind an allocation of {} bytes was written", self.bytes),
+            }),
+        }
     }
 
     /// Sets every byte to zero.
@@ -158,8 +198,12 @@ impl Drop for CudaBuffer {
     fn drop(&mut self) {
         // A failure here cannot be reported; the driver repeats a lasting one at the next call.
         if self.device.bind().is_ok() {
+            let guard = self.check_guard();
             // SAFETY: allocated on this stream in `alloc`, freed once.
             let _ = unsafe { result::free_async(self.ptr, self.device.stream.cu_stream()) };
+            if let (Err(overrun), false) = (guard, std::thread::panicking()) {
+                panic!("{overrun}"); // only tests poison
+            }
         }
     }
 }

@@ -95,6 +95,21 @@ fn memory_is_written_filled_copied_and_counted() {
 }
 
 #[test]
+fn a_write_past_the_end_of_poisoned_memory_is_found() {
+    let Some(device) = gpu() else { return };
+    for bytes in [0, 1, 100_003] {
+        let mut buffer = host::with_poison(|| device.alloc(bytes)).expect("allocation");
+        let mut out = vec![0; bytes];
+        buffer.download(&mut out).expect("nothing was written yet");
+        buffer.set_guard(0).expect("write");
+        let error = buffer.download(&mut out).expect_err("the guard is gone").to_string();
+        assert!(error.contains(&format!("byte 0 behind an allocation of {bytes} bytes was written")), "{error}");
+        let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(buffer)));
+        assert!(dropped.is_err());
+    }
+}
+
+#[test]
 fn a_launch_that_cannot_be_says_why() {
     let Some(device) = gpu() else { return };
     let launch = |kernel, stem, block: u32, shared, args: &[u8]| {

@@ -10,7 +10,7 @@ use crate::{DType, Result, Tensor};
 
 /// `struct AdamWTensor`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Record {
     w: u64,
     m: u64,
@@ -24,7 +24,7 @@ struct Record {
 
 /// `struct AdamW`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Args {
     records: u64,
     chunks: u64,

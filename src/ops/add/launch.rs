@@ -9,7 +9,7 @@ use crate::{Result, Tensor};
 
 /// `struct AddFwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct FwdArgs {
     a: u64,
     b: u64,

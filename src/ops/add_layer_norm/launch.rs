@@ -13,7 +13,7 @@ use crate::{Result, Tensor};
 
 /// `struct AddLayerNormFwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct FwdArgs {
     x: u64,
     r: u64,
@@ -30,7 +30,7 @@ struct FwdArgs {
 
 /// `struct AddLayerNormBwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct BwdArgs {
     norm: launch::BwdArgs,
     dsum: u64,

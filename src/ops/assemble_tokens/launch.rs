@@ -9,16 +9,16 @@ use crate::ops::column_sum::{ColumnSum, sums_grid};
 use crate::ops::indices::count32;
 use crate::{DType, Result, Tensor};
 
-/// Rows per block of the copies, one warp each.
+/// Rows per block of the copies, one warp each; not measured yet.
 const WARPS: u32 = 8;
-/// Parts of the class token's gradient at most: the second pass stays short.
+/// Parts of the class token's gradient at most, so that the second pass stays short; not measured yet.
 const PARTS: usize = 64;
-/// Images per part below which more parts do not pay.
+/// Images per part at least: each part costs a row of the second pass; not measured yet.
 const MIN_IMAGES: usize = 16;
 
 /// `struct AssembleTokensFwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct FwdArgs {
     patches: u64,
     cls: u64,
@@ -33,7 +33,7 @@ struct FwdArgs {
 
 /// `struct AssembleTokensBwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct BwdArgs {
     dy: u64,
     ids_restore: u64,

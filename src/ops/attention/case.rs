@@ -31,6 +31,8 @@ pub fn case(lengths: &[usize], heads: usize, dim: usize) -> Case {
     Case::new("attention", id, inputs, move |tape, v| Ok(vec![attention(tape, &v[0], v[1].value(), longest, scale)?]))
         .bytes(move |dtype: DType| (4 * tokens * heads * dim * dtype.size() + 4 * heads * tokens) as u64)
         .flops((4 * pairs * heads * dim) as u64)
+        .terms(longest.max(dim))
+        .stored(2) // the output, of which the backward reads the stored values
 }
 
 /// MAE encoders ViT-L/16 and ViT-H/14 and decoder, DINOv2 S/14 with global and local crops in one pack, Hiera-B+ windows

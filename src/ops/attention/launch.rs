@@ -12,7 +12,7 @@ const DELTA_WARPS: u32 = 4;
 
 /// `struct AttentionFwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct FwdArgs {
     qkv: u64,
     cu_seqlens: u64,
@@ -28,7 +28,7 @@ struct FwdArgs {
 
 /// `struct AttentionBwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct BwdArgs {
     qkv: u64,
     o: u64,

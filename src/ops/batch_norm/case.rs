@@ -3,7 +3,7 @@
 use super::{batch_norm, normalize};
 use crate::DType;
 use crate::Var;
-use crate::ops::{Case, Fill, Input};
+use crate::ops::{Case, Fill, Input, Role};
 
 fn x(rows: usize, cols: usize) -> Input {
     Input::normal("x", [rows, cols]).filled(Fill::Normal(0.5, 2.0))
@@ -16,12 +16,13 @@ pub fn case(rows: usize, cols: usize) -> Case {
         Ok(vec![y, Var::constant(mean), Var::constant(var)])
     })
     .bytes(move |dtype: DType| (2 * rows * cols * dtype.size() + 8 * cols) as u64)
+    .terms(rows)
 }
 
 /// `x: [rows, cols]` with given statistics.
 pub fn normalize_case(rows: usize, cols: usize) -> Case {
     let inputs = vec![
-        Input { grad: false, ..x(rows, cols) },
+        Input { role: Role::Constant, ..x(rows, cols) },
         Input::constant("mean", [cols], Fill::AccNormal(0.5, 0.1)),
         Input::constant("var", [cols], Fill::AccUniform(3.0, 5.0)),
     ];

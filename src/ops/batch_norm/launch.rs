@@ -12,14 +12,14 @@ use crate::{Result, Tensor};
 const COLS: u32 = 32;
 /// Rows of a block at a time, `ROWS` in the kernel.
 const ROWS: u32 = 8;
-/// Threads of a block of `batch_norm_normalize`, one per column.
+/// Threads of a block of `batch_norm_normalize`, one per column; not measured yet.
 const THREADS: u32 = 128;
 /// Most blocks a grid has in y.
 const MAX_Y: usize = 65_535;
 
 /// `struct BatchNormFwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct FwdArgs {
     x: u64,
     y: u64,
@@ -33,7 +33,7 @@ struct FwdArgs {
 
 /// `struct BatchNormBwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct BwdArgs {
     dy: u64,
     x: u64,
@@ -48,7 +48,7 @@ struct BwdArgs {
 
 /// `struct BatchNormNormalize`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct NormalizeArgs {
     x: u64,
     mean: u64,

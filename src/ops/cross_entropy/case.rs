@@ -16,6 +16,7 @@ pub fn case(rows: usize, cols: usize, smoothing: f32) -> Case {
         Ok(vec![cross_entropy(tape, &v[0], Targets::Classes(v[1].value()), smoothing)?])
     })
     .bytes(move |dtype: DType| (rows * cols * dtype.size() + 8 * rows + 4) as u64)
+    .terms(rows.max(cols))
 }
 
 /// `logits: [rows, cols]`, a weight per row and class.
@@ -26,6 +27,7 @@ pub fn soft_case(rows: usize, cols: usize) -> Case {
         Ok(vec![cross_entropy(tape, &v[0], Targets::Soft(v[1].value()), 0.0)?])
     })
     .bytes(move |dtype: DType| (rows * cols * (dtype.size() + 4) + 4 * rows + 4) as u64)
+    .terms(rows.max(cols))
 }
 
 /// Linear probe at batch size 16384, fine-tuning at 1024 with label smoothing or mixed images; 1000 classes.

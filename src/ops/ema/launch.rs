@@ -10,7 +10,7 @@ use crate::{DType, Result, Tensor};
 
 /// `struct EmaTensor`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Record {
     teacher: u64,
     student: u64,
@@ -20,7 +20,7 @@ struct Record {
 
 /// `struct Ema`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Args {
     records: u64,
     chunks: u64,

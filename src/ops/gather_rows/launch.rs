@@ -8,12 +8,12 @@ use crate::device::Launch;
 use crate::ops::indices::count32;
 use crate::{Result, Tensor};
 
-/// Rows per block, one warp each.
+/// Rows per block, one warp each; not measured yet.
 const WARPS: u32 = 8;
 
 /// `struct GatherRows`: both directions, `from` is x or dy, `to` is y or dx.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Args {
     from: u64,
     ids: u64,

@@ -9,7 +9,7 @@ use crate::{Result, Tensor};
 
 /// `struct GeluFwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct FwdArgs {
     x: u64,
     y: u64,
@@ -18,7 +18,7 @@ struct FwdArgs {
 
 /// `struct GeluBwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct BwdArgs {
     dy: u64,
     x: u64,

@@ -18,6 +18,7 @@ pub fn case(id: impl Into<String>, shapes: &[Shape], max_norm: Option<f64>) -> C
     })
     .bytes(move |_| 4 * elements as u64)
     .flops(2 * elements as u64)
+    .terms(elements)
 }
 
 /// ViT-S and ViT-B.

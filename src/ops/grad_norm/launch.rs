@@ -10,7 +10,7 @@ use crate::{DType, Result, Tensor};
 
 /// `struct GradNormTensor`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Record {
     g: u64,
     n: u64,
@@ -18,7 +18,7 @@ struct Record {
 
 /// `struct GradNorm`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Args {
     records: u64,
     chunks: u64,
@@ -29,7 +29,7 @@ struct Args {
 
 /// `struct GradNormFinish`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct FinishArgs {
     sums: u64,
     out: u64,

@@ -22,6 +22,7 @@ pub(super) fn build(id: impl Into<String>, shapes: &[Shape], trust: Option<f64>,
         inputs.push(Input::constant("g", shape.clone(), Fill::AccNormal(0.0, 0.1)));
         inputs.push(Input::constant("compute", shape.clone(), Fill::Normal(0.0, 1.0)));
     }
+    let elements = shapes.iter().map(Shape::numel).sum();
     Case::new("lars", id, inputs, move |_, vars| {
         let norm = vars[0].value();
         let mut held = vars[1..].iter().map(|v| v.value().deep_clone()).collect::<Result<Vec<Tensor>>>()?;
@@ -36,6 +37,7 @@ pub(super) fn build(id: impl Into<String>, shapes: &[Shape], trust: Option<f64>,
         lars(&mut items, Hyper { momentum: 0.9, trust }, lr, Some(norm), &mut Workspace::new())?;
         Ok(held.into_iter().map(Var::constant).collect())
     })
+    .terms(elements)
 }
 
 /// Linear probe on ViT-B and ViT-L: 1000 classes.

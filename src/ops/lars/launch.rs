@@ -10,7 +10,7 @@ use crate::{DType, Result, Tensor};
 
 /// `struct LarsTensor`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Record {
     w: u64,
     mu: u64,
@@ -25,7 +25,7 @@ struct Record {
 
 /// `struct Lars`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Args {
     records: u64,
     chunks: u64,

@@ -8,13 +8,14 @@ use crate::ops::{Case, Fill, Input};
 pub fn case(rows: usize, cols: usize) -> Case {
     let inputs = vec![
         Input::normal("x", [rows, cols]).filled(Fill::Normal(0.5, 2.0)),
-        Input::normal("w", [cols]).filled(Fill::Normal(1.0, 0.3)),
-        Input::normal("b", [cols]),
+        Input::param("w", [cols]).filled(Fill::Normal(1.0, 0.3)),
+        Input::param("b", [cols]),
     ];
     Case::new("layer_norm", format!("{rows}x{cols}"), inputs, |tape, v| {
         Ok(vec![layer_norm(tape, &v[0], &v[1], &v[2], 1e-6)?])
     })
     .bytes(move |dtype: DType| (2 * rows * cols * dtype.size() + 8 * rows) as u64)
+    .terms(rows.max(cols))
 }
 
 /// MAE encoder ViT-L and decoder, DINOv2 S/14, SigLIP So400m (performance.md 1.2).

@@ -9,16 +9,16 @@ use crate::ops::column_sum;
 use crate::ops::indices::count32;
 use crate::{DType, Result, Tensor};
 
-/// Rows per block of the forward, one warp each: enough warps to hide latency, few enough that 8 blocks fit an SM.
+/// Rows per block of the forward, one warp each; not measured yet.
 const WARPS: u32 = 4;
-/// Row blocks of the weight gradients: two waves of 132 SMs; fewer leave SMs idle, more make the second pass longer.
+/// Row blocks of the weight gradients: two per SM of an H100; more make the second pass longer. Not measured yet.
 const PARTS: usize = 264;
-/// Rows per block below which more parts do not pay.
+/// Rows per block at least: each block costs a row of the second pass; not measured yet.
 const MIN_ROWS: usize = 16;
 
 /// `struct LayerNormFwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct FwdArgs {
     x: u64,
     w: u64,
@@ -33,7 +33,7 @@ struct FwdArgs {
 
 /// `struct LayerNormBwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub(in crate::ops) struct BwdArgs {
     dy: u64,
     x: u64,
@@ -49,7 +49,7 @@ pub(in crate::ops) struct BwdArgs {
 
 /// `struct LayerNormBwdReduce`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct ReduceArgs {
     part: u64,
     dw: u64,
@@ -112,7 +112,7 @@ pub(super) fn backward(
 ///
 /// # Safety
 /// dy, x and dx are [rows, cols], w, dw and db [cols], stats [rows, 2]; what `wrap` adds is as its struct states.
-pub(in crate::ops) unsafe fn backward_by<A: Pod>(
+pub(in crate::ops) unsafe fn backward_by<A: Pod + std::fmt::Debug>(
     op: &'static str,
     kernel: &'static str,
     wrap: impl FnOnce(BwdArgs) -> A,

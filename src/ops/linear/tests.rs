@@ -1,22 +1,31 @@
 use proptest::prelude::*;
 
+use super::case::build;
 use super::{bias_gradient, case, launch, linear};
 use crate::testing::{check, check_gradients};
 use crate::{DType, Device, Grads, Param, Tape, Tensor, Var};
 
 #[test]
 fn matches_the_oracle_on_odd_shapes() {
-    for (rows, inner, outer, residual) in
-        [(1, 1, 1, false), (3, 5, 7, true), (33, 31, 65, false), (70, 16, 33, true), (515, 9, 3, false)]
-    {
+    for (rows, inner, outer, residual) in [
+        (1, 1, 1, false),
+        (3, 5, 7, true),
+        (33, 31, 65, false),
+        (70, 16, 33, true),
+        (515, 9, 3, false),
+        (0, 5, 7, true),
+    ] {
         check(&case(rows, inner, outer, residual)).unwrap();
     }
+    check(&build(33, 31, 65, false, false)).unwrap();
+    check(&build(7, 5, 3, false, true)).unwrap();
 }
 
 #[test]
 fn gradients_match_finite_differences() {
     check_gradients(&case(4, 3, 5, true)).unwrap();
     check_gradients(&case(1, 7, 2, false)).unwrap();
+    check_gradients(&build(3, 4, 2, false, true)).unwrap();
 }
 
 proptest! {

@@ -9,12 +9,12 @@ use crate::ops::indices::count32;
 use crate::ops::pixels::variant;
 use crate::{DType, Result, Tensor};
 
-/// Patches per block, one warp each: small blocks, since a warp has few loads to hide latency behind.
+/// Patches per block, one warp each; not measured yet.
 const WARPS: u32 = 4;
 
 /// `struct MaskedGather`: both directions; `from` is the images or dy, `to` is y or the images' gradient.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Args {
     from: u64,
     ids: u64,

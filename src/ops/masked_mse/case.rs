@@ -21,6 +21,7 @@ pub fn case(bytes: bool, [batch, channels, hg, wg]: [usize; 4], p: usize, keep: 
         let (norm, ids) = (Some(v[2].value()), v[3].value());
         Ok(vec![masked_mse(tape, &v[0], v[1].value(), norm, ids, p, norm_pix)?])
     })
+    .terms(batch * scored * values)
     .bytes(move |dtype: DType| {
         let pixel = if bytes { 1 } else { dtype.size() };
         (batch * scored * (values * (pixel + dtype.size()) + 4)) as u64

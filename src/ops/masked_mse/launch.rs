@@ -9,7 +9,7 @@ use crate::ops::indices::count32;
 use crate::ops::pixels::variant;
 use crate::{DType, Result, Tensor};
 
-/// Patches per block at most, one warp each.
+/// Patches per block at most, one warp each; not measured yet.
 const WARPS: usize = 4;
 /// Shared memory for patches: of the 48 KiB a block has without asking for more, static memory (the sums over warps) and
 /// what aligns the dynamic part to 1 KiB behind it take up to one.
@@ -17,7 +17,7 @@ const SHARED: usize = 47 << 10;
 
 /// `struct MaskedMse`: both directions.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Args {
     pred: u64,
     images: u64,
@@ -43,7 +43,7 @@ struct Args {
 
 /// `struct MaskedMseReduce`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct ReduceArgs {
     part: u64,
     loss: u64,

@@ -9,16 +9,16 @@ use crate::ops::column_sum::{ColumnSum, sums_grid};
 use crate::ops::indices::count32;
 use crate::{DType, Result, Tensor};
 
-/// Rows per block of the forward, one warp each.
+/// Rows per block of the forward, one warp each; not measured yet.
 const WARPS: u32 = 8;
-/// Parts of the mask token's gradient at most: two waves of 132 SMs of blocks of 8 warps.
+/// Parts of the mask token's gradient at most: eight per SM of an H100; not measured yet.
 pub(super) const PARTS: usize = 1056;
-/// Rows per part below which more parts do not pay.
+/// Rows per part at least: each part costs a row of the second pass; not measured yet.
 const MIN_ROWS: usize = 8;
 
 /// `struct MaskedScatterFwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct FwdArgs {
     z: u64,
     mask: u64,
@@ -33,7 +33,7 @@ struct FwdArgs {
 
 /// `struct MaskedScatterBwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct BwdArgs {
     dy: u64,
     ids_restore: u64,

@@ -11,6 +11,7 @@ pub fn case(batch: usize, rows: usize, skip: usize, cols: usize) -> Case {
         Ok(vec![mean_pool(tape, &v[0], rows, skip)?])
     })
     .bytes(move |dtype: DType| (batch * (rows - skip + 1) * cols * dtype.size()) as u64)
+    .terms(rows - skip)
 }
 
 /// MAE fine-tuning, ViT-B and ViT-L, batch 128.

@@ -8,14 +8,14 @@ use crate::device::Launch;
 use crate::ops::indices::count32;
 use crate::{Result, Tensor};
 
-/// Warps per block: forward they share the rows of a sequence, backward each writes a row.
+/// Warps per block: forward they share the rows of a sequence, backward each writes a row. Not measured yet.
 const WARPS: u32 = 8;
 /// Columns a block of the forward covers at most: a warp of 16-byte vectors of a 16-bit type.
 const COLUMNS: u32 = 32 * 8;
 
 /// `struct MeanPool`: both directions, `from` is x or dy, `to` is y or dx.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Args {
     from: u64,
     to: u64,

@@ -14,7 +14,7 @@ const MAX_Y: usize = 65_535;
 
 /// `struct ResidualFwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct FwdArgs {
     x: u64,
     branch: u64,
@@ -27,7 +27,7 @@ struct FwdArgs {
 
 /// `struct ResidualBwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct BwdArgs {
     dy: u64,
     scale: u64,

@@ -9,7 +9,7 @@ use crate::{Result, Tensor};
 
 /// `struct ScaleFwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct FwdArgs {
     x: u64,
     y: u64,

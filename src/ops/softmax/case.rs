@@ -9,6 +9,8 @@ pub fn case(rows: usize, cols: usize) -> Case {
     let inputs = vec![Input::normal("x", [rows, cols]).filled(Fill::Normal(0.5, 3.0))];
     Case::new("softmax", format!("{rows}x{cols}"), inputs, |tape, v| Ok(vec![softmax(tape, &v[0])?]))
         .bytes(move |dtype: DType| (2 * rows * cols * dtype.size()) as u64)
+        .terms(cols)
+        .stored(2) // the output, of which the backward reads the stored values
 }
 
 /// Classes of ImageNet for a large batch, and scores of one ViT-S layer as unfused attention has them.

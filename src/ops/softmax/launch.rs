@@ -7,12 +7,12 @@ use super::OP;
 use crate::device::Launch;
 use crate::{Error, Result, Tensor};
 
-/// Rows per block, one warp each: enough warps to hide latency, few enough that 8 blocks fit an SM.
+/// Rows per block, one warp each; not measured yet.
 const WARPS: u32 = 4;
 
 /// `struct SoftmaxFwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct FwdArgs {
     x: u64,
     y: u64,
@@ -22,7 +22,7 @@ struct FwdArgs {
 
 /// `struct SoftmaxBwd`.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct BwdArgs {
     dy: u64,
     y: u64,
