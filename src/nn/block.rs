@@ -134,15 +134,15 @@ impl Block {
 
     /// On `x: [tokens, dim]`.
     pub fn forward(&self, tape: &Tape, x: &Var, seqs: &Sequences, drops: &Drops) -> Result<Var> {
-        let normed = self.norm1.forward(tape, x)?;
-        let x = match &drops.attn {
-            None => self.attn.forward(tape, &normed, seqs, Some(x))?,
+        let branch = self.attn.forward(tape, &self.norm1.forward(tape, x)?, seqs, None)?;
+        let (x, normed) = match &drops.attn {
+            None => self.norm2.forward_sum(tape, x, &branch)?,
             scale => {
-                let branch = self.attn.forward(tape, &normed, seqs, None)?;
-                ops::residual::residual(tape, x, &branch, scale.as_ref())?
+                let sum = ops::residual::residual(tape, x, &branch, scale.as_ref())?;
+                let normed = self.norm2.forward(tape, &sum)?;
+                (sum, normed)
             }
         };
-        let normed = self.norm2.forward(tape, &x)?;
         match &drops.mlp {
             None => self.mlp.forward(tape, &normed, Some(&x)),
             scale => {

@@ -49,4 +49,10 @@ impl LayerNorm {
     pub fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
         ops::layer_norm::layer_norm(tape, x, &tape.param(&self.weight), &tape.param(&self.bias), self.eps)
     }
+
+    /// `x + branch` and the layer on it, in one pass.
+    pub fn forward_sum(&self, tape: &Tape, x: &Var, branch: &Var) -> Result<(Var, Var)> {
+        let (w, b) = (tape.param(&self.weight), tape.param(&self.bias));
+        ops::add_layer_norm::add_layer_norm(tape, x, branch, &w, &b, self.eps)
+    }
 }
