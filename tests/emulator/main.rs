@@ -3,6 +3,7 @@
 #![cfg(feature = "emulator")]
 
 mod faults;
+mod ops;
 mod semantics;
 mod traffic;
 
