@@ -205,3 +205,24 @@ impl<T: Float<Acc = T> + crate::dtype::Real> Piece<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_is_of_the_inputs_type_or_f32() {
+        let run = |input: DType, output: DType| {
+            let layout = Layout { m: 2, n: 2, k: 2, trans_a: false, trans_b: false, input, output };
+            let storage = |dtype: DType| Storage::alloc(&Device::Cpu, 4 * dtype.size()).unwrap();
+            let spec = GemmSpec { layout, alpha: 1.0, beta: 0.0 };
+            gemm(&spec, &storage(input), &storage(input), None, &mut storage(output)).map_err(|e| e.to_string())
+        };
+        for (input, output) in [(DType::BF16, DType::F32), (DType::F16, DType::F16), (DType::F64, DType::F64)] {
+            run(input, output).unwrap();
+        }
+        assert_eq!(run(DType::BF16, DType::F16).unwrap_err(), "gemm: `d` has dtype f16, expected bf16 or f32");
+        assert_eq!(run(DType::F16, DType::F64).unwrap_err(), "gemm: `d` has dtype f64, expected f16 or f32");
+        assert_eq!(run(DType::F32, DType::BF16).unwrap_err(), "gemm: `d` has dtype bf16, expected f32");
+    }
+}

@@ -78,3 +78,19 @@ fn accumulate_slice<S: Float, T: Float>(x: &[S], y: &mut [T]) {
         },
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_accumulated_is_on_the_same_device() {
+        let Ok(emulated) = Device::emulated() else { return };
+        let mut sum = Tensor::full([3], 1.0f32, &Device::Cpu).unwrap();
+        let x = Tensor::full([3], 2.0f32, &emulated).unwrap();
+        let error = sum.accumulate(&x).unwrap_err().to_string();
+        assert_eq!(error, "accumulate: `x` has device emulated, expected cpu");
+        sum.accumulate(&x.to_device(&Device::Cpu).unwrap()).unwrap();
+        assert_eq!(sum.to_vec::<f32>().unwrap(), [3.0; 3]);
+    }
+}
