@@ -3,6 +3,7 @@
 #![cfg(feature = "emulator")]
 
 mod faults;
+mod ptx;
 mod semantics;
 mod traffic;
 
