@@ -166,7 +166,7 @@ ATTENTION_KERNEL(attention_bwd_q, 16, 128, AttentionBwd)
 template <class T, int DIM>
 __device__ __forceinline__ void attention_bwd_short(const AttentionBwd& a) {
     constexpr int BLOCK = 64;                    // queries between barriers
-    constexpr int QUERIES = DIM <= 64 ? 32 : 16;  // of a warp at a time: as many as registers allow
+    constexpr int QUERIES = DIM <= 32 ? 32 : 16;  // of a warp at a time: as many as registers allow
     DYN_SMEM(memory);
     const unsigned capacity = TILE * a.tiles, head = blockIdx.x % a.heads, key = TILE * warp_id();
     const Sequence seq = sequence(a.cu_seqlens, blockIdx.x / a.heads, a.tokens);

@@ -126,8 +126,11 @@ struct QueryTile {
 
     __device__ __forceinline__ void start(const SharedRows<T, DIM>& rows, unsigned row, unsigned dim) {
         UNROLL
-        for (int n = 0; n < DIM / 16; ++n)
+        for (int n = 0; n < DIM / 16; ++n) {
+            UNROLL
+            for (int r = 0; r < 4; ++r) q[n][r] = 0;
             if (has_step<DIM>(n, dim)) LEFT(q[n], rows, row, 2 * n);
+        }
         UNROLL
         for (int j = 0; j < DIM / 8; ++j)
             UNROLL

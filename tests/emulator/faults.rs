@@ -290,9 +290,8 @@ fn product(variant: u32) -> Result<Vec<f32>, String> {
 #[test]
 fn matrix_products_and_asynchronous_copies() {
     let value = |i: usize| (i * 7 % 11) as f32 - 5.0;
-    let expected: Vec<f32> = (0..128)
-        .map(|at| (0..16).map(|k| value(at / 8 * 16 + k) * value((16 + at % 8) * 16 + k)).sum())
-        .collect();
+    let expected: Vec<f32> =
+        (0..128).map(|at| (0..16).map(|k| value(at / 8 * 16 + k) * value((16 + at % 8) * 16 + k)).sum()).collect();
     in_every_order(|options| {
         assert_eq!(product(0).as_ref(), Ok(&expected), "{options:?}");
         for variant in [8, 9] {
