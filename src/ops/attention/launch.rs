@@ -78,7 +78,7 @@ pub(super) enum Family {
 /// `Short` where arithmetic and not bytes sets the time: from about 300 tokens on.
 pub(super) fn family(pass: Pass, dtype: DType, scale: f32, dims: Dims, shared: usize) -> Family {
     let tensor_cores = matches!(dtype, DType::BF16 | DType::F16) && dims.dim.is_multiple_of(8) && scale > 0.0;
-    let in_registers = pass == Pass::Forward || mma_tiles(dims) <= short_bwd(dims.dim).1;
+    let in_registers = pass == Pass::Forward || mma_tiles(dims) <= short_bwd(dims.dim, mma_tiles(dims)).1;
     let in_a_grid = dims.seqs.saturating_mul(dims.heads) <= i32::MAX as usize;
     let fits = in_registers && in_a_grid && short_shared(pass, dims) <= shared;
     if tensor_cores && fits { Family::Short } else { Family::Tiled }
@@ -108,13 +108,15 @@ pub(super) fn short_fwd(dim: usize) -> &'static str {
     }
 }
 
-/// The short backward kernel of a head dimension and the warps its registers allow, each of which owns 16 tokens.
-pub(super) fn short_bwd(dim: usize) -> (&'static str, usize) {
+/// The short backward kernel for so many 16-row tiles and the most it takes: a warp owns a tile, and its gradients by k
+/// and v fill `dim` registers of each thread, so that beyond 64 columns 8 warps are the most that have room for them.
+pub(super) fn short_bwd(dim: usize, tiles: usize) -> (&'static str, usize) {
     match dim {
-        0..=32 => ("attention_bwd_short_hd32", 18),
-        33..=64 => ("attention_bwd_short_hd64", 18),
-        65..=96 => ("attention_bwd_short_hd96", 16),
-        _ => ("attention_bwd_short_hd128", 12),
+        0..=32 => ("attention_bwd_short_288_hd32", 18),
+        33..=64 if tiles <= 8 => ("attention_bwd_short_128_hd64", 8),
+        33..=64 => ("attention_bwd_short_288_hd64", 18),
+        65..=96 => ("attention_bwd_short_128_hd96", 8),
+        _ => ("attention_bwd_short_128_hd128", 8),
     }
 }
 
@@ -234,7 +236,9 @@ pub(super) fn backward(
         (args.tiles, launch) = short_grid(Pass::Backward, dims);
         // SAFETY: `backward` checked o, do and lse against the extents of qkv, and made dqkv to them; `family` saw to it
         // that rows lie at multiples of 16 bytes. The kernel takes no offset beyond tokens from cu_seqlens.
-        return unsafe { qkv.device().launch(STEM, short_bwd(dims.dim).0, qkv.dtype(), launch, &args) };
+        return unsafe {
+            qkv.device().launch(STEM, short_bwd(dims.dim, mma_tiles(dims)).0, qkv.dtype(), launch, &args)
+        };
     }
     let (kv, q) = bwd(dims.dim);
     let (tiles, launch) = grid(kv.tile, dims)?;

@@ -348,7 +348,7 @@ fn short_launches_cover_every_sequence() {
             assert_eq!((launch.grid, launch.block[0] % 32), ([21, 1, 1], 0));
             assert_eq!(launch.shared as usize, short_shared(pass, dims));
             assert!((1..=18).contains(&warps) && (pass == Pass::Forward || warps == tiles as usize));
-            assert!(pass == Pass::Forward || warps <= short_bwd(dim).1);
+            assert!(pass == Pass::Forward || warps <= short_bwd(dim, warps).1);
         }
     }
 }
