@@ -72,7 +72,8 @@ fn main() {
 fn cuda(out: &Path) {
     let mut table = String::new();
     if env::var_os("CARGO_FEATURE_CUDA").is_some() {
-        let files = sources("kernels", "cu");
+        // The probes of kernels/ptx.cuh, so that tests can run them on the GPU as well.
+        let files = [sources("kernels", "cu"), vec!["kernels/emulator/tests/ptx.cu".into()]].concat();
         match find_nvcc() {
             Some((nvcc, version)) => {
                 let jobs = files.iter().map(|file| fatbin_job(&nvcc, file, out)).collect();

@@ -1,6 +1,6 @@
 // Self-attention over packed sequences: o = softmax(scale q kᵀ) v per sequence and head, with a running softmax over key
 // tiles (arXiv 2205.14135, algorithm 1). Reference and gradient: src/ops/attention.
-#include "attention.cuh"
+#include "attention_mma.cuh"
 
 struct AttentionFwd {
     const void* qkv;        // [tokens, 3, heads, dim] T
@@ -88,3 +88,42 @@ ATTENTION_KERNEL(attention_fwd, 32, 32, AttentionFwd)
 ATTENTION_KERNEL(attention_fwd, 32, 64, AttentionFwd)
 ATTENTION_KERNEL(attention_fwd, 32, 96, AttentionFwd)
 ATTENTION_KERNEL(attention_fwd, 32, 128, AttentionFwd)
+
+// Short sequences on tensor cores: queries, keys and values of one head of one sequence lie in shared memory, every
+// byte on its way before the first is used; then each warp takes 16 queries at a time through all keys, with no barrier.
+// Blocks of neighbouring heads run side by side, so that together they read whole stretches of qkv.
+// Block x: head, fastest, of a sequence. Dynamic shared memory: 3 · 16 · DIM elements for each of `tiles` tiles of 16
+// tokens of the longest sequence.
+template <class T, int DIM>
+__device__ __forceinline__ void attention_fwd_short(const AttentionFwd& a) {
+    constexpr int KEYS = 64;  // at a time: scores of 16 x 64 take 32 registers
+    typedef SharedRows<T, DIM, 3 * TILE * DIM> Rows;
+    DYN_SMEM(memory);
+    const unsigned head = blockIdx.x % a.heads;
+    const Sequence seq = sequence(a.cu_seqlens, blockIdx.x / a.heads, a.tokens);
+    const unsigned length = min(seq.length, TILE * a.tiles), tiles = (length + TILE - 1) / TILE;
+    const Rows q{reinterpret_cast<T*>(memory)}, k{q.first + Rows::ELEMENTS}, v{k.first + Rows::ELEMENTS};
+    const size_t row = size_t(a.heads) * a.dim, stride = 3 * row;
+    const T* from = in<T>(a.qkv) + seq.start * stride + head * a.dim;
+
+    copy_tiles(q, from, stride, 0, tiles, length, a.dim, threadIdx.x, blockDim.x);
+    copy_tiles(k, from + row, stride, 0, tiles, length, a.dim, threadIdx.x, blockDim.x);
+    copy_tiles(v, from + 2 * row, stride, 0, tiles, length, a.dim, threadIdx.x, blockDim.x);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();  // q, k and v are there
+    for (unsigned tile = warp_id(); tile < tiles; tile += blockDim.x / WARP) {
+        QueryTile<T, DIM> x;
+        x.start(q, tile, a.dim);
+        for (unsigned key = 0; key < length; key += KEYS)
+            x.template attend<KEYS>(k, v, key / TILE, min(length - key, unsigned(KEYS)), a.dim, a.scale * LOG2_E);
+        __syncwarp();  // the queries are done with
+        x.finish(q, tile, a.lse + size_t(head) * a.tokens + seq.start, length, a.scale);
+        __syncwarp();  // o is there
+        store_tile(out<T>(a.o) + seq.start * row + head * a.dim, row, q, tile, length, a.dim);
+    }
+}
+ATTENTION_MMA_KERNEL(attention_fwd_short, 32, AttentionFwd, 192)
+ATTENTION_MMA_KERNEL(attention_fwd_short, 64, AttentionFwd, 512)
+ATTENTION_MMA_KERNEL(attention_fwd_short, 96, AttentionFwd, 192)
+ATTENTION_MMA_KERNEL(attention_fwd_short, 128, AttentionFwd, 192)

@@ -225,15 +225,17 @@ __device__ __forceinline__ float block_max(float x) {
 // ---- kernel entries -------------------------------------------------------------------------------------------------------
 // A kernel takes one plain struct by value. The body is a __device__ function of `const Args&`.
 
-// entry: exported name; call: function that does it; max_threads: launch bound.
+// entry: exported name; call: function that does it; launch bounds: threads of a block at most and, if given, blocks
+// that a multiprocessor is to hold, from which the compiler takes how many registers a thread may have.
 #ifdef __CUDACC__
 #define KERNEL_ENTRY(entry, call, Args) \
     extern "C" __global__ void entry(const __grid_constant__ Args a) { call(a); }
-#define KERNEL_ENTRY_BOUNDS(entry, call, Args, max_threads) \
-    extern "C" __global__ void __launch_bounds__(max_threads) entry(const __grid_constant__ Args a) { call(a); }
+#define KERNEL_ENTRY_BOUNDS(entry, call, Args, ...) \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__) entry(const __grid_constant__ Args a) { call(a); }
 #else
 #define KERNEL_ENTRY(entry, call, Args) EMU_KERNEL(entry, call, Args, 1024)
-#define KERNEL_ENTRY_BOUNDS(entry, call, Args, max_threads) EMU_KERNEL(entry, call, Args, max_threads)
+#define KERNEL_FIRST(x, ...) x
+#define KERNEL_ENTRY_BOUNDS(entry, call, Args, ...) EMU_KERNEL(entry, call, Args, KERNEL_FIRST(__VA_ARGS__, 0))
 #endif
 
 // `name` from `name_body(const Args&)`.
@@ -242,8 +244,8 @@ __device__ __forceinline__ float block_max(float x) {
 
 // `name_suffix` from `name<T>(const Args&)`.
 #define KERNEL_DTYPE(name, suffix, T, Args) KERNEL_ENTRY(name##_##suffix, name<T>, Args)
-#define KERNEL_DTYPE_BOUNDS(name, suffix, T, Args, max_threads) \
-    KERNEL_ENTRY_BOUNDS(name##_##suffix, name<T>, Args, max_threads)
+#define KERNEL_DTYPE_BOUNDS(name, suffix, T, Args, ...) \
+    KERNEL_ENTRY_BOUNDS(name##_##suffix, name<T>, Args, __VA_ARGS__)
 
 // `name_f32`, `name_bf16`, `name_f16`.
 #define KERNEL_PER_DTYPE(name, Args)      \

@@ -115,6 +115,7 @@ void end_thread(Worker& w, Lane* lane) {
     warp.ended |= 1u << lane->view.linear % 32;
     ++w.ended;
     ++w.progress;
+    end_copies(w, *lane);
     if (w.counting && warp.ended == warp.live) traffic_flush(w, warp);
     Barrier& barrier = w.barriers[0];
     if (barrier.arrived) {
@@ -258,6 +259,7 @@ void run_block(Worker& w) {
     for (uint32_t i = 0; i < w.threads; ++i) {
         w.lanes[i].sp = nullptr;
         w.lanes[i].did_atomic = false;
+        w.lanes[i].groups = 0;
     }
     w.dynamic_first = ARENA_FIRST;
     w.dynamic_bytes = w.block.dynamic_bytes;
@@ -298,6 +300,7 @@ void run_block(Worker& w) {
     std::memset(w.barriers, 0, sizeof w.barriers);
     w.free_stacks = MAX_THREADS;
     for (uint32_t i = 0; i < MAX_THREADS; ++i) w.free_stack[i] = uint16_t(MAX_THREADS - 1 - i);
+    drop_copies(w);
     if (w.counting) traffic_drop(w);
 }
 
@@ -456,9 +459,11 @@ void* emu_static_shared(const void* key, size_t bytes, size_t align, const char*
     w.static_bytes += uint32_t((bytes + 15) & ~size_t(15));
     if (w.static_bytes > STATIC_LIMIT)
         fail(w, pc, format("`%s`: %u bytes of static shared memory, at most %zu", name, w.static_bytes, STATIC_LIMIT));
-    if (w.static_bytes + w.block.dynamic_bytes > limit)
+    // Dynamic memory is aligned to 1024 bytes and lies behind the static memory.
+    uint32_t before = w.block.dynamic_bytes ? (w.static_bytes + 1023) & ~1023u : w.static_bytes;
+    if (before + w.block.dynamic_bytes > limit)
         fail(w, pc, format("`%s`: too much shared memory: %u bytes dynamic and %u static, at most %zu", name,
-                           w.block.dynamic_bytes, w.static_bytes, limit));
+                           w.block.dynamic_bytes, before, limit));
     if (w.static_objects == sizeof w.objects / sizeof w.objects[0] || align > 1024)
         fail(w, pc, format("`%s`: more than 64 static shared objects, or an alignment above 1024", name));
     size_t end = ARENA_FIRST + w.block.dynamic_bytes;

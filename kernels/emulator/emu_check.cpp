@@ -136,6 +136,9 @@ void find_shared_object(Worker& w, size_t offset, size_t bytes, Access kind, voi
 inline void check_shared(Worker& w, size_t offset, uint32_t bytes, Access kind, void* pc) {
     if (offset - w.dynamic_first >= w.dynamic_bytes || offset - w.dynamic_first + bytes > w.dynamic_bytes)
         find_shared_object(w, offset, bytes, kind, pc);
+    if (w.copies)
+        for (size_t granule = offset / COPY_BYTES; granule <= (offset + bytes - 1) / COPY_BYTES; ++granule)
+            if (w.copied_by[granule]) fail_under_copy(w, granule, verb(kind), pc);
     if (offset % 4 || bytes % 4) return check_parts(w, offset, bytes, kind, pc);
     for (size_t word = offset / 4, end = word + bytes / 4; word < end; ++word) {
         if (split_level(w, word)) check_parts(w, word * 4, 4, kind, pc);

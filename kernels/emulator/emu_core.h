@@ -97,6 +97,16 @@ enum emu_atomic_kind {
     EMU_ATOMIC_ADD_F16
 };
 
+enum emu_mma_kind { EMU_MMA_BF16, EMU_MMA_F16 };
+
+// Operands that travel in registers, so that handing them over costs no access hook.
+struct emu_words4 {
+    uint32_t v[4];
+};
+struct emu_floats4 {
+    float v[4];
+};
+
 typedef void (*emu_thunk)(const void* args);
 
 extern "C" {
@@ -112,6 +122,17 @@ uint32_t emu_reduce(uint32_t mask, int kind, uint32_t value, EMU_SITE_PARAMETERS
 uint32_t emu_match(uint32_t mask, int all, uint64_t value, EMU_SITE_PARAMETERS);
 float emu_warp_sum(float value, EMU_SITE_PARAMETERS);  // the xor butterfly 16, 8, 4, 2, 1 over the whole warp
 float emu_warp_max(float value, EMU_SITE_PARAMETERS);
+
+// Matrix operations of a whole warp (ptx.cuh says what they compute).
+emu_floats4 emu_mma(int kind, emu_words4 a, uint64_t b, emu_floats4 c, EMU_SITE_PARAMETERS);
+emu_words4 emu_ldmatrix(const void* row, int matrices, bool transposed, EMU_SITE_PARAMETERS);
+void emu_stmatrix(void* row, emu_words4 x, int matrices, bool transposed, EMU_SITE_PARAMETERS);
+
+// Asynchronous copies of 16 bytes from global to shared memory: `bytes` are read, the rest becomes zero. They happen
+// when the calling thread waits for their group, not earlier; until then the destination is poison.
+void emu_cp_async(void* to, const void* from, int bytes);
+void emu_cp_async_commit();
+void emu_cp_async_wait(int groups);  // all but the last `groups` committed groups
 
 // Atomics return the old value; `other` is the value compared with (cas).
 uint16_t emu_atomic16(int kind, void* address, uint16_t value, uint16_t other);

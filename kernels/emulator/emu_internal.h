@@ -27,6 +27,7 @@ constexpr size_t STATIC_LIMIT = 48 * 1024;
 constexpr size_t ARENA_BYTES = ARENA_FIRST + SHARED_LIMIT + 64 * 1024;
 constexpr size_t DYNAMIC_GAP = 4096;  // unowned bytes behind the dynamic memory ...
 constexpr size_t STATIC_GAP = 64;     // ... and behind every static object
+constexpr size_t COPY_BYTES = 16;         // of one asynchronous copy
 constexpr uint64_t ACCESS_BUDGET = 1ull << 26;  // accesses of one thread between two synchronising calls
 constexpr uint32_t IDLE_ROUNDS = 20000;         // rounds of nothing but __nanosleep
 
@@ -56,6 +57,15 @@ struct Operation {
     bool same_site;  // all lanes call it from one source line
 };
 
+// A cp.async that has not been waited for.
+struct Copy {
+    uint8_t* to;
+    const void* from;
+    uint32_t bytes;
+    uint32_t group;
+    void* pc;
+};
+
 struct Lane {
     emu_lane_view view;  // first: `emu_current` points here
     void* sp;            // of the suspended fiber; null before the thread has started
@@ -66,6 +76,8 @@ struct Lane {
     Site site;
     void* pc;
     bool did_atomic;  // a global atomic in this block
+    std::vector<Copy> copies;
+    uint32_t groups;  // of copies, committed
 };
 
 // Lanes that wait for the others of a mask. Indexed by the lowest lane of the mask: disjoint masks never clash.
@@ -202,6 +214,8 @@ struct Worker {
     Barrier barriers[BARRIERS];
     uint32_t static_bytes, static_objects;
     StaticObject objects[64];
+    uint32_t copies;  // of all lanes
+    uint32_t copied_by[ARENA_BYTES / COPY_BYTES];  // thread + 1 whose copy is under way
 
     uint32_t free_stacks;
     uint16_t free_stack[MAX_THREADS];
@@ -234,6 +248,11 @@ std::string thread_text(uint64_t stamp);
 inline bool in_arena(const Worker& w, const void* address) {
     return reinterpret_cast<uintptr_t>(address) - w.arena < ARENA_BYTES;
 }
+
+// emu_tensor.cpp
+void end_copies(Worker& w, Lane& lane);
+void drop_copies(Worker& w);
+[[noreturn]] void fail_under_copy(Worker& w, size_t granule, std::string access, void* pc);
 
 // emu_buffers.cpp
 Buffer* find_buffer(uintptr_t address);

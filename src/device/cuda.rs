@@ -41,6 +41,7 @@ pub struct CudaDevice {
     ordinal: usize,
     name: String,
     capability: (u32, u32),
+    shared_limit: usize,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     pool: sys::CUmemoryPool,
@@ -103,11 +104,14 @@ impl CudaDevice {
         let (major, minor) = context.compute_capability().map_err(failed("read the compute capability"))?;
         let capability = (major as u32, minor as u32);
         probe::fits(capability, KERNELS).map_err(|cause| unavailable(format!("{name}: {cause}")))?;
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared_limit = context.attribute(attribute).map_err(failed("read the shared memory of a block"))? as usize;
         let stream = context.new_stream().map_err(failed("create a stream"))?;
         let pool = memory::keep_freed(&context).map_err(failed("set up the memory pool"))?;
         let lt = CublasLt::new(&context, ordinal)?;
         let (modules, functions) = (Mutex::default(), Mutex::default());
-        Ok(Self { ordinal, name, capability, context, stream, pool, modules, functions, lt: Mutex::new(lt) })
+        let lt = Mutex::new(lt);
+        Ok(Self { ordinal, name, capability, shared_limit, context, stream, pool, modules, functions, lt })
     }
 
     /// Number of the GPU.
@@ -123,6 +127,11 @@ impl CudaDevice {
     /// Compute capability, e.g. `(9, 0)`.
     pub fn capability(&self) -> (u32, u32) {
         self.capability
+    }
+
+    /// Bytes of shared memory that a block may have.
+    pub fn shared_limit(&self) -> usize {
+        self.shared_limit
     }
 
     /// Waits until everything started so far is done.

@@ -160,6 +160,21 @@ impl Device {
         }
     }
 
+    /// Bytes of shared memory, dynamic and static together, that a block of a kernel may have.
+    pub fn shared_limit(&self) -> usize {
+        match self {
+            Self::Cpu => 0,
+            #[cfg(feature = "emulator")]
+            Self::Emulated => emulated::options().shared_limit as usize,
+            #[cfg(not(feature = "emulator"))]
+            Self::Emulated => 0,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(d) => d.shared_limit(),
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(d) => match **d {},
+        }
+    }
+
     fn no_emulator() -> Error {
         Error::DeviceUnavailable {
             device: "emulated".into(),

@@ -278,6 +278,56 @@ fn legal_patterns() {
     passes("probe_narrow", 0, Launch::linear(2, 64), 128);
 }
 
+/// What `probe_product` says or computes.
+fn product(variant: u32) -> Result<Vec<f32>, String> {
+    let bits = |i: usize| half::bf16::from_f32((i * 7 % 11) as f32 - 5.0).to_bits();
+    let x = Buffer::of("x", &(0..24 * 16).map(bits).collect::<Vec<_>>());
+    let y = Buffer::fresh("y", 4 * 128);
+    let args = Probe { x: y.ptr(), y: y.ptr(), n: x.ptr(), count: 128, variant };
+    launch("probe_product", block(64), &args).map(|()| y.get())
+}
+
+#[test]
+fn matrix_products_and_asynchronous_copies() {
+    let value = |i: usize| (i * 7 % 11) as f32 - 5.0;
+    let expected: Vec<f32> =
+        (0..128).map(|at| (0..16).map(|k| value(at / 8 * 16 + k) * value((16 + at % 8) * 16 + k)).sum()).collect();
+    in_every_order(|options| {
+        assert_eq!(product(0).as_ref(), Ok(&expected), "{options:?}");
+        for variant in [8, 9] {
+            assert_ne!(product(variant).as_ref(), Ok(&expected), "variant {variant}, {options:?}");
+        }
+        let causes = [
+            (1, "under way", &["fragment", "columns"][..]),
+            (2, "under way", &["fragment", "columns"]),
+            (3, "", &["fragment", "columns", "copy"]),
+            (4, "copies that it has not waited for", &["copy"]),
+            (5, "shared race", &["second copy", "fragment", "columns"]),
+            (6, "misaligned", &["fragment"]),
+            (7, "divergence", &["fragment", "other fragment"]),
+        ];
+        for (variant, cause, marks) in causes {
+            let report = product(variant).expect_err("a fault");
+            let named = |mark: &&str| report.contains(&format!("faults.cu:{}", line_of(SOURCE, mark)));
+            assert!(report.contains(cause) && marks.iter().any(named), "variant {variant}, {options:?}: {report}");
+        }
+        let report = product(3).expect_err("a fault");
+        let known = ["under way", "shared race", "uninitialised"].iter().any(|cause| report.contains(cause));
+        assert!(known, "{options:?}: {report}");
+    });
+}
+
+#[test]
+fn dynamic_shared_memory_is_padded_behind_static() {
+    // 32 bytes of static memory take 1024 beside dynamic memory, as ptxas lays them out.
+    let limited = Options { shared_limit: 2048, ..Options::default() };
+    with_options(limited, || {
+        assert_eq!(run("probe_shared_bounds", 0, Launch { shared: 1024, ..block(128) }, 128), None);
+        let report = run("probe_shared_bounds", 0, Launch { shared: 1040, ..block(128) }, 128);
+        assert!(report.is_some_and(|r| r.contains("1040 bytes dynamic and 1024 static, at most 2048")));
+    });
+}
+
 #[test]
 fn launches_that_cannot_start() {
     let refused = |kernel: &str, shape: Launch, cause: &str| {

@@ -1,6 +1,6 @@
 // Deliberate faults, one per kernel or variant, for tests/emulator/faults.rs. A line that must appear in the report carries
 // the mark `FAULT: name`; the legal variants beside them must pass.
-#include "common.cuh"
+#include "ptx.cuh"
 
 struct Probe {
     const float* x;   // [count]
@@ -294,3 +294,48 @@ __device__ void probe_narrow_body(const Probe& a) {
     y[blockIdx.x + 2 * t] = shared[t ^ 1];
 }
 KERNEL(probe_narrow, Probe)
+
+struct alignas(16) ProductTiles {
+    bf16 a[16][8 + 8];
+    bf16 b[8][8 + 8];
+};
+
+// y [16, 8] = x [16, 16] · b [8, 16]ᵀ by two warps (both compute all of it), x and b in `n` as bf16. 1: no wait, 2: a
+// group too few, 3: no barrier behind the wait, 4: a thread leaves with a copy under way, 5: overwritten without a
+// barrier, 6: a row that is not aligned, 7: half of a warp elsewhere; with wrong results only, 8: the columns of a
+// fragment swapped, 9: b not in the order of its fragment.
+__device__ void probe_product_body(const Probe& a) {
+    SMEM(ProductTiles, tiles);
+    const int lane = lane_id(), row = int(threadIdx.x) / 2, part = int(threadIdx.x) % 2 * 8;
+    const bf16* x = reinterpret_cast<const bf16*>(a.n);
+    if (row < 24) {  // thread pairs copy rows of a, then of b
+        bf16* to = row < 16 ? tiles.a[row] : tiles.b[row - 16];
+        cp_async_16(to + part, x + 16 * row + part);  // FAULT: copy
+    }
+    cp_async_commit();
+    if (a.variant == 2) cp_async_wait<1>();
+    if (a.variant != 1 && a.variant != 2 && a.variant != 4) cp_async_wait<0>();
+    if (a.variant != 3) __syncthreads();
+    if (a.variant == 4) return;
+    unsigned fragment[4], columns[2];
+    const int half = a.variant == 8 ? 1 - lane / 16 : lane / 16;
+    const bf16* from = &tiles.a[lane % 16][8 * half];
+    if (a.variant == 6) from += 1;
+    if (a.variant != 7 || lane < 16) ldmatrix<4>(fragment, from);  // FAULT: fragment
+    else ldmatrix<4>(fragment, from);                              // FAULT: other fragment
+    ldmatrix<2>(columns, &tiles.b[lane % 8][8 * (lane / 8 % 2)]);  // FAULT: columns
+    float d[4] = {};
+    if (a.variant == 9) mma_16x8x16<bf16>(d, fragment, columns[1], columns[0]);
+    else mma_16x8x16<bf16>(d, fragment, columns[0], columns[1]);
+    if (a.variant != 5) __syncthreads();
+    if (row < 24) {
+        bf16* to = row < 16 ? tiles.a[row] : tiles.b[row - 16];
+        cp_async_16(to + part, x + 16 * row + part);  // FAULT: second copy
+    }
+    cp_async_commit();
+    cp_async_wait<0>();
+    UNROLL
+    for (int i = 0; i < 4; ++i)
+        if (warp_id() == 0) a.y[(lane / 4 + 8 * (i / 2)) * 8 + 2 * (lane % 4) + i % 2] = d[i];
+}
+KERNEL_BOUNDS(probe_product, Probe, 64)

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::{Dims, attention, backward, case, forward, launch, probabilities};
 use crate::ops::{Case, Fill};
 use crate::random::{normal, stream};
-use crate::testing::{check, check_dtype, check_gradients, devices};
+use crate::testing::{check, check_dtype, check_gradients, devices, scheduled, ulp};
 use crate::{DType, Device, Error, Result, Tape, Tensor, Var};
 
 #[test]
@@ -12,6 +12,26 @@ fn matches_the_oracle_at_every_tile_edge() {
     for (n, dim) in [(1, 8), (2, 16), (7, 20), (33, 33), (33, 64), (50, 32), (65, 56), (18, 72), (17, 80), (34, 96)] {
         check(&case(&[n], 1, dim)).unwrap();
     }
+}
+
+#[test]
+fn tensor_cores_match_the_oracle() {
+    // Every padded width with and without its last 16 columns; lengths at the edges of 16-row tiles, of the backward's 64
+    // queries and of the forward's 64 keys.
+    let shapes =
+        [(16, 32), (15, 24), (65, 16), (31, 40), (64, 64), (128, 56), (49, 72), (67, 88), (48, 128), (129, 104)];
+    for (at, (n, dim)) in shapes.into_iter().enumerate() {
+        check_dtype(&case(&[n], 1, dim), [DType::BF16, DType::F16][at % 2]).unwrap();
+    }
+    check_dtype(&case(&[50, 0, 1, 64, 17], 3, 64), DType::BF16).unwrap();
+    check_dtype(&case(&[0, 65, 2], 2, 80), DType::F16).unwrap();
+}
+
+#[test]
+fn tensor_cores_match_the_oracle_at_the_lengths_of_images() {
+    check_dtype(&case(&[197], 1, 32), DType::BF16).unwrap();
+    check_dtype(&case(&[257], 1, 64), DType::BF16).unwrap();
+    check_dtype(&case(&[196], 1, 96), DType::F16).unwrap();
 }
 
 #[test]
@@ -86,23 +106,42 @@ fn offsets(lengths: &[usize], device: &Device) -> Tensor {
 
 /// Output and gradient, `do` being the output.
 fn run(qkv: &[f32], lengths: &[usize], heads: usize, dim: usize, scale: f32, device: &Device) -> [Vec<f32>; 2] {
+    run_in(DType::F32, qkv, lengths, heads, dim, scale, device)
+}
+
+/// [`run`] on the kernels of a storage type.
+fn run_in(
+    dtype: DType,
+    qkv: &[f32],
+    lengths: &[usize],
+    heads: usize,
+    dim: usize,
+    scale: f32,
+    device: &Device,
+) -> [Vec<f32>; 2] {
     let tokens: usize = lengths.iter().sum();
-    let qkv = Tensor::from_slice(qkv, [tokens, 3, heads, dim], device).unwrap();
+    let qkv = Tensor::from_slice(qkv, [tokens, 3, heads, dim], &Device::Cpu).unwrap();
+    let qkv = qkv.cast(dtype).unwrap().to_device(device).unwrap();
     let cu = offsets(lengths, device);
     let (o, lse) = forward(&qkv, &cu, tokens, scale).unwrap();
     let d = backward(&o, &qkv, &o, &lse, &cu, tokens, scale).unwrap();
-    [o, d].map(|t| t.to_vec::<f32>().unwrap())
+    [o, d].map(|t| t.to_device(&Device::Cpu).unwrap().cast(DType::F32).unwrap().to_vec::<f32>().unwrap())
+}
+
+/// Every device with every kind of kernel.
+fn places_and_types() -> impl Iterator<Item = (Device, DType)> {
+    places().flat_map(|device| [DType::F32, DType::BF16].map(|dtype| (device.clone(), dtype)))
 }
 
 #[test]
 fn sequences_do_not_see_each_other() {
-    for device in places() {
-        let (heads, dim, lengths) = (2, 12, [5, 33, 9]);
+    for (device, dtype) in places_and_types() {
+        let (heads, dim, lengths) = (2, 24, [5, 33, 9]);
         let row = 3 * heads * dim;
         let mut x = random(47, heads, dim, 1);
-        let before = run(&x, &lengths, heads, dim, 0.3, &device);
+        let before = run_in(dtype, &x, &lengths, heads, dim, 0.3, &device);
         x[5 * row..38 * row].iter_mut().for_each(|x| *x = f32::NAN);
-        let after = run(&x, &lengths, heads, dim, 0.3, &device);
+        let after = run_in(dtype, &x, &lengths, heads, dim, 0.3, &device);
         for (before, after) in before.iter().zip(&after) {
             let row = before.len() / 47;
             assert_eq!(before[..5 * row], after[..5 * row]);
@@ -114,16 +153,25 @@ fn sequences_do_not_see_each_other() {
 
 #[test]
 fn permuting_sequences_permutes_results() {
-    for device in places() {
-        let (heads, dim, lengths) = (2, 20, [7, 1, 34]);
+    for (device, dtype) in places_and_types() {
+        let (heads, dim, lengths) = (2, 24, [7, 1, 34]);
         let swap = |x: &[f32]| {
             let row = x.len() / 42;
             [&x[8 * row..], &x[..7 * row], &x[7 * row..8 * row]].concat()
         };
         let x = random(42, heads, dim, 2);
-        let straight = run(&x, &lengths, heads, dim, 0.2, &device);
-        let swapped = run(&swap(&x), &[34, 7, 1], heads, dim, 0.2, &device);
-        assert_eq!(straight.map(|t| swap(&t)), swapped, "the same bits on {device}");
+        let straight = run_in(dtype, &x, &lengths, heads, dim, 0.2, &device);
+        let swapped = run_in(dtype, &swap(&x), &[34, 7, 1], heads, dim, 0.2, &device);
+        assert_eq!(straight.map(|t| swap(&t)), swapped, "the same bits in {dtype} on {device}");
+    }
+}
+
+#[test]
+fn two_runs_give_the_same_bits() {
+    for (device, dtype) in places_and_types() {
+        let x = random(90, 2, 32, 8);
+        let runs = [0, 1, 2].map(|schedule| scheduled(schedule, || run_in(dtype, &x, &[40, 50], 2, 32, 0.2, &device)));
+        assert!(runs.iter().all(|run| *run == runs[0]), "{dtype} on {device}");
     }
 }
 
@@ -174,7 +222,7 @@ fn equal_keys_give_the_mean_of_the_values() {
 #[test]
 fn extreme_logits_stay_finite_and_right() {
     // Logits up to 1e4 apart: every row is one-hot or a tie.
-    for device in places() {
+    for (device, dtype) in places_and_types() {
         let (n, dim) = (40, 8);
         let mut x = random(n, 1, dim, 6);
         for i in 0..n {
@@ -188,13 +236,15 @@ fn extreme_logits_stay_finite_and_right() {
                 _ => (i as f32) - 20.0,
             };
         }
-        let [o, d] = run(&x, &[n], 1, dim, 1.0, &device);
+        let x: Vec<f32> = x.into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect(); // as every type holds it
+        let [o, d] = run_in(dtype, &x, &[n], 1, dim, 1.0, &device);
         assert!(o.iter().chain(&d).all(|x| x.is_finite()));
         let v = |i: usize, c: usize| x[(3 * i + 2) * dim + c];
+        let tolerance = ulp(dtype, 4.0).max(1e-5) as f32; // one rounding; no value is above 8
         for i in 0..n {
             for c in 0..dim {
                 let expected = if i % 2 == 0 { (v(3, c) + v(38, c)) / 2.0 } else { v(5, c) };
-                assert!((o[i * dim + c] - expected).abs() < 1e-5, "row {i} on {device}");
+                assert!((o[i * dim + c] - expected).abs() <= tolerance, "row {i} in {dtype} on {device}");
             }
         }
     }
@@ -250,6 +300,56 @@ fn kernels_hold_every_head_dimension() {
         let f = launch::fwd(dim).tile;
         assert!(2 * tile(f, columns) + tile(f, f) <= 48 << 10);
         assert!(4 * tile(kv.tile, columns) + 2 * tile(kv.tile, kv.tile) + 8 * kv.tile <= 48 << 10);
+    }
+}
+
+/// Bytes of shared memory per block of sm_90, sm_80 and sm_86.
+const SHARED: [usize; 3] = [232_448, 166_912, 101_376];
+
+#[test]
+fn short_sequences_of_16_bit_types_go_to_tensor_cores() {
+    use launch::{Family, Pass, family};
+    let dims = |n, dim| Dims { tokens: 64 * n, heads: 12, dim, seqs: 64, max_seqlen: n };
+    let both =
+        |dtype, scale, dims, shared| [Pass::Forward, Pass::Backward].map(|p| family(p, dtype, scale, dims, shared));
+    for dtype in [DType::BF16, DType::F16] {
+        for (n, dim) in [(49, 32), (50, 64), (64, 56), (65, 80), (64, 96), (80, 128)] {
+            for shared in SHARED {
+                assert_eq!(both(dtype, 0.1, dims(n, dim), shared), [Family::Short; 2], "{n} x {dim}, {shared}");
+            }
+        }
+        for (n, dim) in [(197, 32), (257, 32), (197, 64), (257, 64), (196, 96), (256, 72)] {
+            assert_eq!(both(dtype, 0.1, dims(n, dim), SHARED[0])[0], Family::Short, "{n} x {dim}");
+        }
+    }
+    let tiled = [
+        both(DType::F32, 0.1, dims(50, 64), SHARED[0]),
+        both(DType::BF16, 0.1, dims(50, 63), SHARED[0]), // rows are not whole 16-byte pieces
+        both(DType::BF16, -0.1, dims(50, 64), SHARED[0]),
+        both(DType::BF16, f32::NAN, dims(50, 64), SHARED[0]),
+        both(DType::BF16, 0.1, dims(4096, 64), SHARED[0]),
+        both(DType::BF16, 0.1, dims(50, 64), 0),
+    ];
+    assert_eq!(tiled, [[Family::Tiled; 2]; 6]);
+}
+
+#[test]
+fn short_launches_cover_every_sequence() {
+    use launch::{Family, Pass, family, short_bwd, short_grid, short_shared};
+    for (n, dim) in (1..=300).flat_map(|n| [8, 32, 56, 64, 72, 96, 128].map(|dim| (n, dim))) {
+        let dims = Dims { tokens: 7 * n, heads: 3, dim, seqs: 7, max_seqlen: n };
+        for pass in [Pass::Forward, Pass::Backward] {
+            if family(pass, DType::BF16, 1.0, dims, SHARED[0]) != Family::Short {
+                continue;
+            }
+            let (tiles, launch) = short_grid(pass, dims);
+            let warps = launch.block[0] as usize / 32;
+            assert!(tiles as usize * 16 >= n && (tiles as usize - 1) * 16 < n);
+            assert_eq!((launch.grid, launch.block[0] % 32), ([21, 1, 1], 0));
+            assert_eq!(launch.shared as usize, short_shared(pass, dims));
+            assert!((1..=18).contains(&warps) && (pass == Pass::Forward || warps == tiles as usize));
+            assert!(pass == Pass::Forward || warps <= short_bwd(dim, warps).1);
+        }
     }
 }
 
