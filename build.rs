@@ -72,8 +72,11 @@ fn main() {
 fn cuda(out: &Path) {
     let mut table = String::new();
     if env::var_os("CARGO_FEATURE_CUDA").is_some() {
-        // The probes of kernels/ptx.cuh, so that tests can run them on the GPU as well.
-        let files = [sources("kernels", "cu"), vec!["kernels/emulator/tests/ptx.cu".into()]].concat();
+        let mut files = sources("kernels", "cu");
+        if env::var_os("CARGO_FEATURE_EMULATOR").is_some() {
+            // The probes of kernels/ptx.cuh: tests run them on both sides.
+            files.push("kernels/emulator/tests/ptx.cu".into());
+        }
         match find_nvcc() {
             Some((nvcc, version)) => {
                 let jobs = files.iter().map(|file| fatbin_job(&nvcc, file, out)).collect();

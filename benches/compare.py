@@ -96,7 +96,7 @@ def main():
         if args.compile:
             programs.append(Program("torch.compile", [args.python, script, "--compile"], args.setting))
     if args.candle:
-        programs.append(Program("candle", [args.candle], [])  # the default setting only)
+        programs.append(Program("candle", [args.candle], []))  # knows the default setting only
     for program in programs:
         program.run(4)  # first touches, plan caches, compilation
     for _ in range(args.visits):
