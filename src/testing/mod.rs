@@ -208,7 +208,7 @@ pub fn check_dtype(case: &Case, dtype: DType) -> Check {
                     ));
                 }
                 let factor = if i < outputs { 2.0 } else { 3.0 };
-                compare(*held, values, &reference.tensors[i].1, &oracle.tensors[i].1, factor)
+                compare(*held, values, &reference.tensors[i].1, &oracle.tensors[i].1, by_arithmetic[i], factor)
                     .map_err(|e| at(&device, &format!("schedule {schedule}, {name}: {e}")))?;
             }
         }
