@@ -74,6 +74,11 @@ def cpu_model():
         return next((line.split(":")[1].strip() for line in f if line.startswith("model name")), platform.processor())
 
 
+def commit():
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", required=True, help="program of `cargo bench --bench recipes --no-run`")
@@ -106,7 +111,7 @@ def main():
     for program in programs:
         program.process.stdin.close()
         program.process.wait()
-    env = {"cpu": cpu_model(), "threads": int(THREADS), "cores": os.cpu_count(), "steps_per_visit": args.steps}
+    env = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "cpu": cpu_model(), "threads": int(THREADS), "cores": os.cpu_count(), "steps_per_visit": args.steps}
     if args.python:
         env["torch"] = subprocess.check_output([args.python, "-c", "import torch; print(torch.__version__)"], text=True).strip()
     ours = results[0]
