@@ -61,3 +61,8 @@ pub use error::{Error, Result};
 pub use shape::Shape;
 pub use tape::{Grads, Param, Tape, Var};
 pub use tensor::{Tensor, random};
+
+/// The examples of the README run with those of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

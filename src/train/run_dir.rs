@@ -45,6 +45,7 @@ impl RunDir {
         Self::require_free(path)?;
         let begun = Progress { step: 0, config: text(config)?, data };
         let states = RunFolder::open(path.join(CHECKPOINTS), keep)?;
+        atomic::clean(path, CONFIG)?; // of a process killed just before its run began
         let run = Self { path: path.into(), states, begun, new: true };
         // Whole or not at all: a process killed here leaves a folder that a new run may still take.
         run.settle(atomic::write(path.join(CONFIG), |w| w.write_all(run.begun.config.as_bytes())))?;
