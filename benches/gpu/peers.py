@@ -14,6 +14,11 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 DEVICE, ROTATION = "cuda", 240 << 20
+# Sequences, heads, tokens, head dimension: those of src/ops/attention/case.rs with one length.
+ATTENTION = (
+    (256, 16, 50, 64), (256, 16, 65, 80), (256, 16, 197, 32), (1024, 2, 64, 56), (128, 12, 257, 64),
+    (64, 12, 1024, 64), (64, 16, 729, 72), (8, 16, 1370, 64),
+)  # fmt: skip
 
 
 def randn(*shape, dtype=torch.bfloat16, grad=True):
@@ -94,6 +99,8 @@ def fused_adamw(shapes):
 
 
 def cases():
+    for b, h, n, d in ATTENTION:
+        yield f"attention/{b}x{h}x{n}x{d}", lambda: both(attention, lambda: (randn(b, n, 3, h, d),), backends)
     weights = lambda c: (randn(c), randn(c))
     norm = lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b, 1e-6)
     for r, c in ((12800, 1024), (50432, 512), (32896, 384), (46656, 1152)):
@@ -104,8 +111,6 @@ def cases():
         yield f"gelu/{r}x{c}", lambda: both(F.gelu, lambda: (randn(r, c),), usual)
     for r, c in ((16384, 1000), (49152, 257)):
         yield f"softmax/{r}x{c}", lambda: both(lambda x: x.softmax(-1), lambda: (randn(r, c),), usual)
-    for b, h, n, d in ((256, 16, 50, 64), (256, 16, 65, 80), (256, 16, 197, 32), (1024, 2, 64, 56), (8, 6, 257, 64)):
-        yield f"attention/{b}x{h}x{n}x{d}", lambda: both(attention, lambda: (randn(b, n, 3, h, d),), backends)
     import timm
 
     for name, id in (("vit_small_patch16_224", "vit_s"), ("vit_base_patch16_224", "vit_b")):
