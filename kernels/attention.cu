@@ -1,17 +1,6 @@
 // Self-attention over packed sequences: o = softmax(scale q kᵀ) v per sequence and head, with a running softmax over key
 // tiles (arXiv 2205.14135, algorithm 1). Reference and gradient: src/ops/attention.
-#include "attention_mma.cuh"
-
-struct AttentionFwd {
-    const void* qkv;        // [tokens, 3, heads, dim] T
-    const int* cu_seqlens;  // [sequences + 1]
-    void* o;                // [tokens, heads, dim] T
-    float* lse;             // [heads, tokens]
-    unsigned tokens, heads, dim;
-    unsigned tiles;  // of B queries in the longest sequence
-    float scale;
-    unsigned pad;
-};
+#include "attention_long.cuh"
 
 template <int B, int DIM>
 struct alignas(16) AttentionFwdShared {
@@ -113,17 +102,34 @@ __device__ __forceinline__ void attention_fwd_short(const AttentionFwd& a) {
     cp_async_wait<0>();
     __syncthreads();  // q, k and v are there
     for (unsigned tile = warp_id(); tile < tiles; tile += blockDim.x / WARP) {
-        QueryTile<T, DIM> x;
-        x.start(q, tile, a.dim);
+        QueryTiles<T, DIM, 1> x;
+        x.start(q, tile);
         for (unsigned key = 0; key < length; key += KEYS)
-            x.template attend<KEYS>(k, v, key / TILE, min(length - key, unsigned(KEYS)), a.dim, a.scale * LOG2_E);
+            x.template attend<KEYS, false>(k, v, key / TILE, int(length - key), a.scale * LOG2_E);
         __syncwarp();  // the queries are done with
-        x.finish(q, tile, a.lse + size_t(head) * a.tokens + seq.start, length, a.scale);
+        const unsigned token = TILE * tile;
+        x.finish(q, tile, a.lse + size_t(head) * a.tokens + seq.start + token, length - token, a.scale);
         __syncwarp();  // o is there
         store_tile(out<T>(a.o) + seq.start * row + head * a.dim, row, q, tile, length, a.dim);
     }
 }
 ATTENTION_MMA_KERNEL(attention_fwd_short, 32, AttentionFwd, 192)
 ATTENTION_MMA_KERNEL(attention_fwd_short, 64, AttentionFwd, 512)
+ATTENTION_MMA_KERNEL(attention_fwd_short, 80, AttentionFwd, 192)
 ATTENTION_MMA_KERNEL(attention_fwd_short, 96, AttentionFwd, 192)
-ATTENTION_MMA_KERNEL(attention_fwd_short, 128, AttentionFwd, 192)
+ATTENTION_MMA_KERNEL(attention_fwd_short, 128, AttentionFwd, 192, 1)
+
+// Long sequences on tensor cores: attention_long.cuh. Names: warps of a block x rows of a warp.
+template <class T, int DIM>
+__device__ __forceinline__ void attention_fwd_long_4x32(const AttentionFwd& a) {
+    attention_fwd_long<T, DIM, 2, 4>(a);
+}
+ATTENTION_MMA_KERNEL(attention_fwd_long_4x32, 32, AttentionFwd, 128)
+ATTENTION_MMA_KERNEL(attention_fwd_long_4x32, 64, AttentionFwd, 128)
+ATTENTION_MMA_KERNEL(attention_fwd_long_4x32, 80, AttentionFwd, 128)
+ATTENTION_MMA_KERNEL(attention_fwd_long_4x32, 96, AttentionFwd, 128)
+template <class T, int DIM>
+__device__ __forceinline__ void attention_fwd_long_8x16(const AttentionFwd& a) {
+    attention_fwd_long<T, DIM, 1, 8>(a);
+}
+ATTENTION_MMA_KERNEL(attention_fwd_long_8x16, 128, AttentionFwd, 256)

@@ -1,7 +1,7 @@
 // Tensor-core attention, forward and backward: 16-bit rows in shared memory, fragments, and 16-row tiles of one warp.
 //
-// DIM is the head dimension rounded up to 32; of the last 16 columns the products take part only if dim has them.
-// Columns from dim up to the next 16 are zero in shared memory, so that they change no sum.
+// DIM is the number of columns a kernel is made for, a multiple of 16: 32, 64, 80, 96 or 128. Columns from the head
+// dimension up to it are zero in shared memory, so that they change no sum.
 #pragma once
 #include "attention.cuh"
 #include "ptx.cuh"
@@ -15,64 +15,68 @@
 // ldmatrix and cp.async take 4 passes for 512 bytes, the fewest possible.
 template <class T, int DIM, int STRIDE>
 struct SharedRows {
-    static constexpr int PIECES = DIM / 8, ELEMENTS = TILE * DIM;
+    static constexpr int WIDTH = DIM, ELEMENTS = TILE * DIM;
     T* first;
+    __device__ __forceinline__ SharedRows from(unsigned tile) const { return {first + tile * STRIDE}; }
     // Row 0 to 15 of a tile.
     __device__ __forceinline__ T* piece(unsigned tile, unsigned row, unsigned piece) const {
-        return first + tile * STRIDE + row * DIM + (piece ^ (DIM % 64 == 0 ? row & 7 : row >> 1 & 3)) * 8;
+        return first + tile * STRIDE + row * DIM + (piece ^ (row / ROWS & (2 * STEPS - 1))) * 8;
     }
-};
+    // The same, piece 2 · step + `half`, for a lane whose row and half do not change: all but the step is computed once.
+    __device__ __forceinline__ SharedAddress half(unsigned tile, unsigned row, unsigned half, unsigned step) const {
+        return (shared_address(piece(tile, row, half)) ^ step % STEPS * 32) + step / STEPS * STEPS * 32;
+    }
 
-// Whether the 16 columns of `step` belong to the head; `dim` is above DIM - 32.
-template <int DIM>
-__device__ __forceinline__ bool has_step(int step, unsigned dim) {
-    return step < DIM / 16 - 1 || dim > unsigned(DIM - 16);
-}
+  private:
+    // Pieces are exchanged within STEPS pairs, the same way in ROWS neighbouring rows, which fill the banks.
+    static constexpr unsigned STEPS = DIM % 64 == 0 ? 4 : DIM % 32 == 0 ? 2 : 1, ROWS = 4 / STEPS;
+};
 
 // Starts copying tiles [first, end) of x (rows of `stride` elements), of which `rows` rows exist; missing ones become
 // zero. `thread` of `threads` threads.
 template <class T, int DIM, int STRIDE>
-__device__ __forceinline__ void copy_tiles(const SharedRows<T, DIM, STRIDE>& to, const T* x, size_t stride, unsigned first,
-                                           unsigned end, unsigned rows, unsigned dim, unsigned thread, unsigned threads) {
+__device__ __forceinline__ void copy_tiles(const SharedRows<T, DIM, STRIDE>& to, const T* x, unsigned stride,
+                                           unsigned first, unsigned end, unsigned rows, unsigned dim, unsigned thread,
+                                           unsigned threads) {
     constexpr unsigned PIECES = DIM / 8;
     for (unsigned i = first * TILE * PIECES + thread; i < end * TILE * PIECES; i += threads) {
         const unsigned row = i / PIECES, piece = i % PIECES;
         const bool inside = row < rows && 8 * piece < dim;
-        if (8 * piece < (dim + 15) / 16 * 16)
-            cp_async_16(to.piece(row / TILE, row % TILE, piece), inside ? x + row * stride + 8 * piece : x, inside ? 16 : 0);
+        const T* from = x + (inside ? size_t(row) * stride + 8 * piece : 0);
+        cp_async_16(to.piece(row / TILE, row % TILE, piece), from, inside ? 16 : 0);
     }
 }
 
 // Writes the rows of a tile that exist to y, the first row of the sequence. By one warp.
 template <class T, int DIM, int STRIDE>
 __device__ __forceinline__ void store_tile(
-    T* y, size_t stride, const SharedRows<T, DIM, STRIDE>& from, unsigned tile, unsigned rows, unsigned dim) {
+    T* y, unsigned stride, const SharedRows<T, DIM, STRIDE>& from, unsigned tile, unsigned rows, unsigned dim) {
     constexpr unsigned PIECES = DIM / 8;
     UNROLL
     for (unsigned i = 0; i < TILE * PIECES / WARP; ++i) {
         const unsigned at = i * WARP + lane_id(), row = at / PIECES, piece = at % PIECES;
         if (tile * TILE + row < rows && 8 * piece < dim)
-            store_vec<T, 8>(y + (tile * TILE + row) * stride + 8 * piece, load_vec<T, 8>(from.piece(tile, row, piece)));
+            store_vec<T, 8>(y + size_t(tile * TILE + row) * stride + 8 * piece, load_vec<T, 8>(from.piece(tile, row, piece)));
     }
 }
 
 // ---- fragments (layouts: ptx.cuh) -----------------------------------------------------------------------------------------
-// 16 x 16 elements of a tile from piece `piece` on, in the order of an operand:
+// 16 x 16 elements of a tile from column 16 · step on, in the order of an operand:
 // LEFT: the left one, [m, k] as stored; LEFT_T: the left one, stored [k, m];
 // RIGHT: two right ones of 8 columns, stored [n, k] (registers 0, 1 and 2, 3); RIGHT_T: the same stored [k, n].
 
 template <class Rows>
-__device__ __forceinline__ auto* square(const Rows& x, unsigned tile, unsigned piece) {
-    return x.piece(tile, lane_id() % 16, piece + lane_id() / 16);
+__device__ __forceinline__ SharedAddress square(const Rows& x, unsigned tile, unsigned step) {
+    return x.half(tile, lane_id() % 16, lane_id() / 16, step);
 }
 template <class Rows>
-__device__ __forceinline__ auto* paired(const Rows& x, unsigned tile, unsigned piece) {
-    return x.piece(tile, lane_id() % 8 + lane_id() / 16 * 8, piece + lane_id() / 8 % 2);
+__device__ __forceinline__ SharedAddress paired(const Rows& x, unsigned tile, unsigned step) {
+    return x.half(tile, lane_id() % 8 + lane_id() / 16 * 8, lane_id() / 8 % 2, step);
 }
-#define LEFT(fragment, x, tile, piece) ldmatrix<4>(fragment, square(x, tile, piece))
-#define LEFT_T(fragment, x, tile, piece) ldmatrix<4, true>(fragment, paired(x, tile, piece))
-#define RIGHT(fragment, x, tile, piece) ldmatrix<4>(fragment, paired(x, tile, piece))
-#define RIGHT_T(fragment, x, tile, piece) ldmatrix<4, true>(fragment, square(x, tile, piece))
+#define LEFT(fragment, x, tile, step) ldmatrix<4>(fragment, square(x, tile, step))
+#define LEFT_T(fragment, x, tile, step) ldmatrix<4, true>(fragment, paired(x, tile, step))
+#define RIGHT(fragment, x, tile, step) ldmatrix<4>(fragment, paired(x, tile, step))
+#define RIGHT_T(fragment, x, tile, step) ldmatrix<4, true>(fragment, square(x, tile, step))
 
 // Two results of 8 columns, rounded, as the left operand of the next product.
 template <class T>
@@ -119,109 +123,135 @@ __device__ __forceinline__ float quad_sum(float x) {
 
 // ---- forward ----------------------------------------------------------------------------------------------------------------
 
-// 16 queries of one warp: what a running softmax keeps of the keys so far.
-template <class T, int DIM>
-struct QueryTile {
-    unsigned q[DIM / 16][4];
-    float o[DIM / 8][4];
-    float max[2], sum[2];  // of rows g and g + 8: maximum of q · k over all keys, this lane's part of the sum
+// TILES tiles of 16 queries of one warp: what a running softmax keeps of the keys so far.
+template <class T, int DIM, int TILES>
+struct QueryTiles {
+    unsigned q[TILES][DIM / 16][4];
+    float o[TILES][DIM / 8][4];
+    // Of rows g and g + 8 of each tile: what was taken off q · k before exp, and this lane's part of the sum.
+    float max[TILES][2], sum[TILES][2];
 
     template <class Rows>
-    __device__ __forceinline__ void start(const Rows& rows, unsigned tile, unsigned dim) {
+    __device__ __forceinline__ void start(const Rows& rows, unsigned tile) {
         UNROLL
-        for (int n = 0; n < DIM / 16; ++n) {
+        for (int m = 0; m < TILES; ++m) {
             UNROLL
-            for (int r = 0; r < 4; ++r) q[n][r] = 0;
-            if (has_step<DIM>(n, dim)) LEFT(q[n], rows, tile, 2 * n);
-        }
-        UNROLL
-        for (int j = 0; j < DIM / 8; ++j)
-            UNROLL
-            for (int i = 0; i < 4; ++i) o[j][i] = 0.f;
-        UNROLL
-        for (int r = 0; r < 2; ++r) {
-            max[r] = -INFINITY;
-            sum[r] = 0.f;
-        }
-    }
-
-    // Takes in the first `keys` keys from tile `first` on, up to KEYS of them, at least one. `scale`: positive, times
-    // log2 e, which makes exp(scale · (s - max)) one multiply-add and one exp2.
-    template <int KEYS, class Rows>
-    __device__ __forceinline__ void attend(
-        const Rows& k, const Rows& v, unsigned first, unsigned keys, unsigned dim, float scale) {
-        float s[KEYS / 8][4];
-        UNROLL
-        for (int c = 0; c < KEYS / 16; ++c) {
-            UNROLL
-            for (int i = 0; i < 4; ++i) s[2 * c][i] = s[2 * c + 1][i] = 0.f;
-            if (16 * c < int(keys)) {
-                UNROLL
-                for (int n = 0; n < DIM / 16; ++n)
-                    if (has_step<DIM>(n, dim)) {
-                        unsigned b[4];
-                        RIGHT(b, k, first + c, 2 * n);
-                        mma_16x8x16<T>(s[2 * c], q[n], b[0], b[1]);
-                        mma_16x8x16<T>(s[2 * c + 1], q[n], b[2], b[3]);
-                    }
-            }
-            if (16 * c + 16 > int(keys)) {
-                UNROLL
-                for (int j = 2 * c; j < 2 * c + 2; ++j)
-                    UNROLL
-                    for (int i = 0; i < 4; ++i)
-                        if (8 * j + 2 * (lane_id() % 4) + i % 2 >= int(keys)) s[j][i] = -INFINITY;
-            }
-        }
-        UNROLL
-        for (int r = 0; r < 2; ++r) {
-            float top = max[r];
-            UNROLL
-            for (int j = 0; j < KEYS / 8; ++j) top = fmaxf(top, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
-            top = quad_max(top);
-            const float shrink = exp2_approx(scale * (max[r] - top));  // 0 for the first keys
-            const float shift = -scale * top;
-            max[r] = top;
-            float total = 0.f;
-            UNROLL
-            for (int j = 0; j < KEYS / 8; ++j)
-                UNROLL
-                for (int i = 2 * r; i < 2 * r + 2; ++i) {
-                    s[j][i] = exp2_approx(s[j][i] * scale + shift);
-                    total += s[j][i];
-                }
-            sum[r] = sum[r] * shrink + total;
+            for (int n = 0; n < DIM / 16; ++n) LEFT(q[m][n], rows, tile + m, n);
             UNROLL
             for (int j = 0; j < DIM / 8; ++j)
                 UNROLL
-                for (int i = 2 * r; i < 2 * r + 2; ++i) o[j][i] *= shrink;
+                for (int i = 0; i < 4; ++i) o[m][j][i] = 0.f;
+            UNROLL
+            for (int r = 0; r < 2; ++r) {
+                max[m][r] = -INFINITY;
+                sum[m][r] = 0.f;
+            }
+        }
+    }
+
+    // Takes in KEYS keys from tile `first` on; unless WHOLE, only the first `keys` of them, at least one. `scale`:
+    // positive, times log2 e, which makes exp(scale · (s - max)) one multiply-add and one exp2.
+    template <int KEYS, bool WHOLE, class Rows>
+    __device__ __forceinline__ void attend(const Rows& k, const Rows& v, unsigned first, int keys, float scale) {
+        float s[TILES][KEYS / 8][4] = {};
+        UNROLL
+        for (int c = 0; c < KEYS / 16; ++c) {
+            if (WHOLE || 16 * c < keys) {
+                UNROLL
+                for (int n = 0; n < DIM / 16; ++n) {
+                    unsigned b[4];
+                    RIGHT(b, k, first + c, n);
+                    UNROLL
+                    for (int m = 0; m < TILES; ++m) {
+                        mma_16x8x16<T>(s[m][2 * c], q[m][n], b[0], b[1]);
+                        mma_16x8x16<T>(s[m][2 * c + 1], q[m][n], b[2], b[3]);
+                    }
+                }
+            }
+            if (!WHOLE && 16 * c + 16 > keys) {
+                UNROLL
+                for (int m = 0; m < TILES; ++m)
+                    UNROLL
+                    for (int j = 2 * c; j < 2 * c + 2; ++j)
+                        UNROLL
+                        for (int i = 0; i < 4; ++i)
+                            if (8 * j + 2 * (lane_id() % 4) + i % 2 >= keys) s[m][j][i] = -INFINITY;
+            }
+        }
+        // What is taken off the scores need not be the maximum: while no exponential passes 2^8, it stays, and with it
+        // o and the sums so far. 16-bit floats keep as many digits of 2^8 as of 1.
+        constexpr float SLACK = 8.f;
+        float top[TILES][2];
+        bool stays = true;
+        UNROLL
+        for (int m = 0; m < TILES; ++m)
+            UNROLL
+            for (int r = 0; r < 2; ++r) {
+                float most = max[m][r];
+                UNROLL
+                for (int j = 0; j < KEYS / 8; ++j) most = fmaxf(most, fmaxf(s[m][j][2 * r], s[m][j][2 * r + 1]));
+                top[m][r] = quad_max(most);
+                stays = stays && !((top[m][r] - max[m][r]) * scale > SLACK);
+            }
+        if (!__all_sync(FULL_MASK, stays)) {
+            UNROLL
+            for (int m = 0; m < TILES; ++m)
+                UNROLL
+                for (int r = 0; r < 2; ++r) {
+                    const float shrink = exp2_approx(scale * (max[m][r] - top[m][r]));  // 0 for the first keys
+                    max[m][r] = top[m][r];
+                    sum[m][r] *= shrink;
+                    UNROLL
+                    for (int j = 0; j < DIM / 8; ++j)
+                        UNROLL
+                        for (int i = 2 * r; i < 2 * r + 2; ++i) o[m][j][i] *= shrink;
+                }
         }
         UNROLL
-        for (int c = 0; c < KEYS / 16; ++c)
-            if (16 * c < int(keys)) {
-                unsigned p[4];
-                as_left<T>(p, s[2 * c], s[2 * c + 1]);
+        for (int m = 0; m < TILES; ++m)
+            UNROLL
+            for (int r = 0; r < 2; ++r) {
+                const float shift = -scale * max[m][r];
                 UNROLL
-                for (int n = 0; n < DIM / 16; ++n)
-                    if (has_step<DIM>(n, dim)) {
-                        unsigned b[4];
-                        RIGHT_T(b, v, first + c, 2 * n);
-                        mma_16x8x16<T>(o[2 * n], p, b[0], b[1]);
-                        mma_16x8x16<T>(o[2 * n + 1], p, b[2], b[3]);
+                for (int j = 0; j < KEYS / 8; ++j)
+                    UNROLL
+                    for (int i = 2 * r; i < 2 * r + 2; ++i) {
+                        s[m][j][i] = exp2_approx(s[m][j][i] * scale + shift);
+                        sum[m][r] += s[m][j][i];
                     }
+            }
+        UNROLL
+        for (int c = 0; c < KEYS / 16; ++c)
+            if (WHOLE || 16 * c < keys) {
+                unsigned p[TILES][4];
+                UNROLL
+                for (int m = 0; m < TILES; ++m) as_left<T>(p[m], s[m][2 * c], s[m][2 * c + 1]);
+                UNROLL
+                for (int n = 0; n < DIM / 16; ++n) {
+                    unsigned b[4];
+                    RIGHT_T(b, v, first + c, n);
+                    UNROLL
+                    for (int m = 0; m < TILES; ++m) {
+                        mma_16x8x16<T>(o[m][2 * n], p[m], b[0], b[1]);
+                        mma_16x8x16<T>(o[m][2 * n + 1], p[m], b[2], b[3]);
+                    }
+                }
             }
     }
 
-    // o into a tile of shared memory, in place of the queries; lse (of the sequence) of the rows that exist.
+    // o into tiles of shared memory from `tile` on. lse: of the first query, of `count` that exist.
     template <class Rows>
     __device__ __forceinline__ void finish(const Rows& rows, unsigned tile, float* lse, unsigned count, float scale) {
         UNROLL
-        for (int r = 0; r < 2; ++r) {
-            sum[r] = quad_sum(sum[r]);
-            const unsigned at = tile * TILE + lane_id() / 4 + 8 * r;
-            if (lane_id() % 4 == 0 && at < count) lse[at] = max[r] * scale + logf(sum[r]);
+        for (int m = 0; m < TILES; ++m) {
+            UNROLL
+            for (int r = 0; r < 2; ++r) {
+                sum[m][r] = quad_sum(sum[m][r]);
+                const unsigned at = TILE * m + lane_id() / 4 + 8 * r;
+                if (lane_id() % 4 == 0 && at < count) lse[at] = max[m][r] * scale + logf(sum[m][r]);
+            }
+            stage_tile(rows, tile + m, o[m], 1.f / sum[m][0], 1.f / sum[m][1]);
         }
-        stage_tile(rows, tile, o, 1.f / sum[0], 1.f / sum[1]);
     }
 };
 

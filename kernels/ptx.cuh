@@ -12,10 +12,23 @@
 #define CALL_SITE , const char *file = __builtin_FILE(), int line = __builtin_LINE()
 #endif
 
+// An address of shared memory as instructions take it: a number, whose low bits may be exchanged.
 #ifdef __CUDACC__
-// Address of shared memory as instructions take it.
-__device__ __forceinline__ unsigned shared_address(const void* p) { return unsigned(__cvta_generic_to_shared(p)); }
+typedef unsigned SharedAddress;
+__device__ __forceinline__ SharedAddress shared_address(const void* p) { return unsigned(__cvta_generic_to_shared(p)); }
+#else
+typedef uintptr_t SharedAddress;
+__device__ __forceinline__ SharedAddress shared_address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
 #endif
+
+// x, of which the compiler forgets what it is: what depends on it is computed where it is used, not once ahead of a loop
+// and kept in registers all the while.
+__device__ __forceinline__ unsigned computed_here(unsigned x) {
+#ifdef __CUDACC__
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
 
 // ---- arithmetic ---------------------------------------------------------------------------------------------------------
 
@@ -91,10 +104,9 @@ MMA_16X8X16(f16, EMU_MMA_F16)
 
 // x[i]: of matrix i, row g and columns 2t, 2t + 1; TRANS: column g and rows 2t, 2t + 1.
 template <int N, bool TRANS = false>
-__device__ __forceinline__ void ldmatrix(unsigned (&x)[N], const void* row CALL_SITE) {
+__device__ __forceinline__ void ldmatrix(unsigned (&x)[N], SharedAddress address CALL_SITE) {
     static_assert(N == 1 || N == 2 || N == 4, "one, two or four matrices");
 #ifdef __CUDACC__
-    const unsigned address = shared_address(row);
     // "memory": not before stores that fill the matrices, in the order of the program.
     if constexpr (N == 1 && !TRANS)
         asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(x[0]) : "r"(address) : "memory");
@@ -121,7 +133,7 @@ __device__ __forceinline__ void ldmatrix(unsigned (&x)[N], const void* row CALL_
                      : "r"(address)
                      : "memory");
 #else
-    const emu_words4 loaded = emu_ldmatrix(row, N, TRANS, file, line);
+    const emu_words4 loaded = emu_ldmatrix(reinterpret_cast<const void*>(address), N, TRANS, file, line);
     UNROLL
     for (int i = 0; i < N; ++i) x[i] = loaded.v[i];
 #endif

@@ -235,17 +235,31 @@ fn check_composed(case: &Case, storage: DType, oracle: &Outcome) -> Check {
 pub fn scheduled<R>(schedule: u64, f: impl FnOnce() -> R) -> R {
     #[cfg(feature = "emulator")]
     {
-        use crate::device::emulated::{Options, Order, with_options};
+        use crate::device::emulated::{Options, Order, options, with_options};
         let order = match schedule {
             0 => Order::Forward,
             1 => Order::Reverse,
             _ => Order::Shuffled,
         };
-        with_options(Options { order, seed: schedule, ..Options::default() }, f)
+        with_options(Options { order, seed: schedule, ..options() }, f)
     }
     #[cfg(not(feature = "emulator"))]
     {
         let _ = schedule;
+        f()
+    }
+}
+
+/// Runs `f` on an emulated device whose blocks may have so many bytes of shared memory; other devices have what they have.
+pub fn with_shared_limit<R>(bytes: usize, f: impl FnOnce() -> R) -> R {
+    #[cfg(feature = "emulator")]
+    {
+        use crate::device::emulated::{Options, options, with_options};
+        with_options(Options { shared_limit: bytes as u32, ..options() }, f)
+    }
+    #[cfg(not(feature = "emulator"))]
+    {
+        let _ = bytes;
         f()
     }
 }

@@ -22,7 +22,10 @@ fn cases() -> Vec<Case> {
         ops::add::case(8, 96),
         ops::add_layer_norm::joint_case(8, 96),
         ops::assemble_tokens::case(2, 8, 3, 96),
-        ops::attention::case(&[17, 17], 2, 32),
+        ops::attention::case(&[17, 17], 2, 28), // tiled
+        ops::attention::case(&[17, 17], 2, 32), // short
+        ops::attention::case(&[150], 2, 64),    // long backward
+        ops::attention::case(&[500], 1, 72),    // long
         ops::batch_norm::case(16, 96),
         ops::cast::case(768, DType::F32),
         ops::cross_entropy::case(8, 96, 0.1),
@@ -100,8 +103,18 @@ const PINNED: &[(&str, Counts)] = &[
     ("assemble_tokens_bwd_pos_bf16", [[280, 172], [0, 0]]),
     ("assemble_tokens_bwd_reduce_f32", [[24, 24], [6, 6]]),
     ("assemble_tokens_fwd_bf16", [[150, 150], [0, 0]]),
-    ("attention_bwd_short_288_hd32_bf16", [[1119, 1116], [1644, 1572]]),
+    ("attention_bwd_delta_bf16", [[408, 340], [0, 0]]), // rows of 56 bytes
+    ("attention_bwd_kv_32x32_hd32_bf16", [[1076, 840], [12556, 3916]]),
+    ("attention_bwd_long_kv_4x32_hd64_bf16", [[9776, 9776], [13672, 13072]]),
+    ("attention_bwd_long_kv_6x16_hd80_bf16", [[48826, 37050], [110628, 101496]]), // rows of 144 bytes
+    ("attention_bwd_long_q_4x32_hd64_bf16", [[9748, 9738], [8796, 8796]]),
+    ("attention_bwd_long_q_4x32_hd80_bf16", [[42041, 27293], [42292, 40248]]), // rows of 144 bytes
+    ("attention_bwd_q_32x32_hd32_bf16", [[906, 720], [9292, 2956]]),
+    ("attention_bwd_short_hd32_bf16", [[1119, 1116], [1644, 1572]]),
+    ("attention_fwd_32x32_hd32_bf16", [[742, 580], [6272, 1952]]),
+    ("attention_fwd_long_4x32_hd80_bf16", [[34412, 22667], [30205, 28165]]), // rows of 144 bytes
     ("attention_fwd_short_hd32_bf16", [[578, 572], [612, 612]]),
+    ("attention_fwd_short_hd64_bf16", [[4877, 4858], [8300, 8300]]),
     ("batch_norm_bwd_bf16", [[768, 768], [432, 432]]),
     ("batch_norm_fwd_bf16", [[408, 408], [432, 432]]),
     ("cast_from_bf16_f32", [[144, 144], [0, 0]]),

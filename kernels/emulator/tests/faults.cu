@@ -321,9 +321,9 @@ __device__ void probe_product_body(const Probe& a) {
     const int half = a.variant == 8 ? 1 - lane / 16 : lane / 16;
     const bf16* from = &tiles.a[lane % 16][8 * half];
     if (a.variant == 6) from += 1;
-    if (a.variant != 7 || lane < 16) ldmatrix<4>(fragment, from);  // FAULT: fragment
-    else ldmatrix<4>(fragment, from);                              // FAULT: other fragment
-    ldmatrix<2>(columns, &tiles.b[lane % 8][8 * (lane / 8 % 2)]);  // FAULT: columns
+    if (a.variant != 7 || lane < 16) ldmatrix<4>(fragment, shared_address(from));  // FAULT: fragment
+    else ldmatrix<4>(fragment, shared_address(from));                              // FAULT: other fragment
+    ldmatrix<2>(columns, shared_address(&tiles.b[lane % 8][8 * (lane / 8 % 2)]));  // FAULT: columns
     float d[4] = {};
     if (a.variant == 9) mma_16x8x16<bf16>(d, fragment, columns[1], columns[0]);
     else mma_16x8x16<bf16>(d, fragment, columns[0], columns[1]);

@@ -34,7 +34,7 @@ KERNEL_DTYPE(probe_mma, f16, f16, PtxProbe)
 template <int N, bool TRANS>
 __device__ __forceinline__ void load_into(unsigned* y, const PtxRows& rows) {
     unsigned x[N];
-    ldmatrix<N, TRANS>(x, rows.v[lane_id() % (8 * N)]);
+    ldmatrix<N, TRANS>(x, shared_address(rows.v[lane_id() % (8 * N)]));
     UNROLL
     for (int i = 0; i < N; ++i) y[32 * i + lane_id()] = x[i];
 }

@@ -35,12 +35,13 @@ pub fn case(lengths: &[usize], heads: usize, dim: usize) -> Case {
         .stored(2) // the output, of which the backward reads the stored values
 }
 
-/// MAE encoders ViT-L/16 and ViT-H/14 and decoder, DINOv2 S/14 with global and local crops in one pack, Hiera-B+ windows
-/// (performance.md 1.1); then the three of the CPU table.
+/// MAE encoders ViT-L/16 and ViT-H/14 and decoder, Hiera-B+ windows, DINOv2 B/14 and L/14 at 518 px, SigLIP So400m/14 and
+/// B/16 at 512 px (performance.md 1.1); the three of the CPU table; DINOv2 S/14 with global and local crops in one pack.
 pub fn cases() -> Vec<Case> {
     let crops = [vec![257; 128], vec![50; 512]].concat();
     let equal = [(256, 50, 16, 64), (256, 65, 16, 80), (256, 197, 16, 32), (1024, 64, 2, 56)];
+    let long = [(128, 257, 12, 64), (8, 1370, 16, 64), (64, 729, 16, 72), (64, 1024, 12, 64)];
     let small = [(8, 50, 3, 64), (8, 197, 4, 32), (8, 257, 6, 64)];
-    let packed = [equal.as_slice(), &small].concat().into_iter().map(|(b, n, h, d)| case(&vec![n; b], h, d));
+    let packed = [equal.as_slice(), &long, &small].concat().into_iter().map(|(b, n, h, d)| case(&vec![n; b], h, d));
     packed.chain([case(&crops, 6, 64)]).collect()
 }

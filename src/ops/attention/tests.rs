@@ -1,9 +1,12 @@
+mod choice;
+
 use proptest::prelude::*;
 
-use super::{Dims, attention, backward, case, forward, launch, probabilities};
+use super::launch::{Family, Pass, family, long_shared};
+use super::{Dims, attention, backward, case, forward, probabilities};
 use crate::ops::{Case, Fill};
 use crate::random::{normal, stream};
-use crate::testing::{check, check_dtype, check_gradients, devices, scheduled, ulp};
+use crate::testing::{check, check_dtype, check_gradients, devices, scheduled, ulp, with_shared_limit};
 use crate::{DType, Device, Error, Result, Tape, Tensor, Var};
 
 #[test]
@@ -32,6 +35,42 @@ fn tensor_cores_match_the_oracle_at_the_lengths_of_images() {
     check_dtype(&case(&[197], 1, 32), DType::BF16).unwrap();
     check_dtype(&case(&[257], 1, 64), DType::BF16).unwrap();
     check_dtype(&case(&[196], 1, 96), DType::F16).unwrap();
+}
+
+/// Shared memory with which everything but the shortest sequences goes to the long tensor-core kernels.
+fn little(dim: usize) -> usize {
+    long_shared(Pass::Backward, Dims { tokens: 0, heads: 1, dim, seqs: 1, max_seqlen: 0 })
+}
+
+#[test]
+fn long_tensor_cores_match_the_oracle() {
+    // Every width, with and without padding; odd and prime lengths, at the edges of 16-row tiles, of a warp's rows, of the
+    // 64 rows of a stage and of blocks; empty sequences and single tokens beside long ones.
+    let shapes: [(&[usize], usize, usize, DType); 9] = [
+        (&[139], 1, 32, DType::F16),
+        (&[1, 150, 0, 16, 64], 2, 16, DType::BF16),
+        (&[257], 1, 64, DType::BF16),
+        (&[129, 65, 0, 1], 1, 56, DType::F16),
+        (&[97, 130, 2], 2, 80, DType::BF16),
+        (&[193], 1, 72, DType::F16),
+        (&[0, 131, 33], 1, 96, DType::BF16),
+        (&[191], 1, 88, DType::F16),
+        (&[63, 0, 149, 1, 17], 1, 128, DType::BF16),
+    ];
+    for (lengths, heads, dim, dtype) in shapes {
+        let (tokens, longest) = (lengths.iter().sum(), *lengths.iter().max().unwrap());
+        let dims = Dims { tokens, heads, dim, seqs: lengths.len(), max_seqlen: longest };
+        for pass in [Pass::Forward, Pass::Backward] {
+            assert_eq!(family(pass, dtype, 0.1, dims, little(dim)), Family::Long, "{lengths:?} x {dim}");
+        }
+        with_shared_limit(little(dim), || check_dtype(&case(lengths, heads, dim), dtype)).unwrap();
+    }
+}
+
+#[test]
+fn long_tensor_cores_match_the_oracle_at_the_lengths_of_images() {
+    check_dtype(&case(&[729], 1, 72), DType::BF16).unwrap();
+    check_dtype(&case(&[613], 1, 64), DType::F16).unwrap();
 }
 
 #[test]
@@ -128,51 +167,55 @@ fn run_in(
     [o, d].map(|t| t.to_device(&Device::Cpu).unwrap().cast(DType::F32).unwrap().to_vec::<f32>().unwrap())
 }
 
-/// Every device with every kind of kernel.
-fn places_and_types() -> impl Iterator<Item = (Device, DType)> {
-    places().flat_map(|device| [DType::F32, DType::BF16].map(|dtype| (device.clone(), dtype)))
+/// Runs `test` on every device with every kind of kernel; `dim` and more than 100 tokens go to all three.
+fn on_every_kind(dim: usize, test: impl Fn(DType, &Device)) {
+    for device in places() {
+        test(DType::F32, &device);
+        test(DType::BF16, &device);
+        with_shared_limit(little(dim), || test(DType::BF16, &device));
+    }
 }
 
 #[test]
 fn sequences_do_not_see_each_other() {
-    for (device, dtype) in places_and_types() {
-        let (heads, dim, lengths) = (2, 24, [5, 33, 9]);
+    let (heads, dim, lengths) = (2, 24, [5, 150, 9]);
+    on_every_kind(dim, |dtype, device| {
         let row = 3 * heads * dim;
-        let mut x = random(47, heads, dim, 1);
-        let before = run_in(dtype, &x, &lengths, heads, dim, 0.3, &device);
-        x[5 * row..38 * row].iter_mut().for_each(|x| *x = f32::NAN);
-        let after = run_in(dtype, &x, &lengths, heads, dim, 0.3, &device);
+        let mut x = random(164, heads, dim, 1);
+        let before = run_in(dtype, &x, &lengths, heads, dim, 0.3, device);
+        x[5 * row..155 * row].iter_mut().for_each(|x| *x = f32::NAN);
+        let after = run_in(dtype, &x, &lengths, heads, dim, 0.3, device);
         for (before, after) in before.iter().zip(&after) {
-            let row = before.len() / 47;
+            let row = before.len() / 164;
             assert_eq!(before[..5 * row], after[..5 * row]);
-            assert_eq!(before[38 * row..], after[38 * row..]);
-            assert!(after[5 * row..38 * row].iter().all(|x| x.is_nan()));
+            assert_eq!(before[155 * row..], after[155 * row..]);
+            assert!(after[5 * row..155 * row].iter().all(|x| x.is_nan()));
         }
-    }
+    });
 }
 
 #[test]
 fn permuting_sequences_permutes_results() {
-    for (device, dtype) in places_and_types() {
-        let (heads, dim, lengths) = (2, 24, [7, 1, 34]);
+    let (heads, dim, lengths) = (2, 24, [7, 1, 150]);
+    on_every_kind(dim, |dtype, device| {
         let swap = |x: &[f32]| {
-            let row = x.len() / 42;
+            let row = x.len() / 158;
             [&x[8 * row..], &x[..7 * row], &x[7 * row..8 * row]].concat()
         };
-        let x = random(42, heads, dim, 2);
-        let straight = run_in(dtype, &x, &lengths, heads, dim, 0.2, &device);
-        let swapped = run_in(dtype, &swap(&x), &[34, 7, 1], heads, dim, 0.2, &device);
+        let x = random(158, heads, dim, 2);
+        let straight = run_in(dtype, &x, &lengths, heads, dim, 0.2, device);
+        let swapped = run_in(dtype, &swap(&x), &[150, 7, 1], heads, dim, 0.2, device);
         assert_eq!(straight.map(|t| swap(&t)), swapped, "the same bits in {dtype} on {device}");
-    }
+    });
 }
 
 #[test]
 fn two_runs_give_the_same_bits() {
-    for (device, dtype) in places_and_types() {
-        let x = random(90, 2, 32, 8);
-        let runs = [0, 1, 2].map(|schedule| scheduled(schedule, || run_in(dtype, &x, &[40, 50], 2, 32, 0.2, &device)));
+    on_every_kind(32, |dtype, device| {
+        let x = random(190, 2, 32, 8);
+        let runs = [0, 1, 2].map(|schedule| scheduled(schedule, || run_in(dtype, &x, &[40, 150], 2, 32, 0.2, device)));
         assert!(runs.iter().all(|run| *run == runs[0]), "{dtype} on {device}");
-    }
+    });
 }
 
 #[test]
@@ -221,9 +264,9 @@ fn equal_keys_give_the_mean_of_the_values() {
 
 #[test]
 fn extreme_logits_stay_finite_and_right() {
-    // Logits up to 1e4 apart: every row is one-hot or a tie.
-    for (device, dtype) in places_and_types() {
-        let (n, dim) = (40, 8);
+    // Logits up to 1e4 apart: every row is one-hot or a tie. What wins comes in the last of several stages of keys.
+    on_every_kind(8, |dtype, device| {
+        let (n, dim) = (150, 8);
         let mut x = random(n, 1, dim, 6);
         for i in 0..n {
             let [q, k] = [0, 1].map(|part| (3 * i + part) * dim);
@@ -231,23 +274,23 @@ fn extreme_logits_stay_finite_and_right() {
             x[k..k + dim].fill(0.0);
             x[q] = if i % 2 == 0 { 100.0 } else { -100.0 };
             x[k] = match i {
-                3 | 38 => 100.0,
-                5 => -100.0,
-                _ => (i as f32) - 20.0,
+                3 | 148 => 100.0,
+                145 => -100.0,
+                _ => (i as f32) / 2.0 - 40.0,
             };
         }
         let x: Vec<f32> = x.into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect(); // as every type holds it
-        let [o, d] = run_in(dtype, &x, &[n], 1, dim, 1.0, &device);
+        let [o, d] = run_in(dtype, &x, &[n], 1, dim, 1.0, device);
         assert!(o.iter().chain(&d).all(|x| x.is_finite()));
         let v = |i: usize, c: usize| x[(3 * i + 2) * dim + c];
         let tolerance = ulp(dtype, 4.0).max(1e-5) as f32; // one rounding; no value is above 8
         for i in 0..n {
             for c in 0..dim {
-                let expected = if i % 2 == 0 { (v(3, c) + v(38, c)) / 2.0 } else { v(5, c) };
+                let expected = if i % 2 == 0 { (v(3, c) + v(148, c)) / 2.0 } else { v(145, c) };
                 assert!((o[i * dim + c] - expected).abs() <= tolerance, "row {i} in {dtype} on {device}");
             }
         }
-    }
+    });
 }
 
 #[test]
@@ -282,88 +325,6 @@ fn saves_the_operand_the_result_and_one_number_per_row() {
         attention(&tape, &qkv, &offsets(&[3, 19], &Device::Cpu), 19, 1.0).unwrap();
         assert_eq!(tape.saved()[1], ("attention", 4 * size * 22 * 2 * 8 + 4 * 2 * 22 + 4 * 3));
     }
-}
-
-#[test]
-fn kernels_hold_every_head_dimension() {
-    for dim in 1..=128 {
-        let (kv, q) = launch::bwd(dim);
-        assert_eq!(kv.tile, q.tile);
-        for tiles in [launch::fwd(dim), kv, q] {
-            let columns: usize = tiles.kernel.rsplit_once("_hd").unwrap().1.parse().unwrap();
-            assert!(dim <= columns && dim > columns - 32, "{tiles:?} for {dim}");
-            assert!(tiles.kernel.contains(&format!("_{0}x{0}_", tiles.tile)), "{tiles:?}");
-        }
-        // Tiles of padded rows as in attention.cuh, in bytes: static shared memory ends at 48 KiB.
-        let columns = dim.next_multiple_of(32);
-        let tile = |rows: usize, columns: usize| 4 * rows * (columns + 4);
-        let f = launch::fwd(dim).tile;
-        assert!(2 * tile(f, columns) + tile(f, f) <= 48 << 10);
-        assert!(4 * tile(kv.tile, columns) + 2 * tile(kv.tile, kv.tile) + 8 * kv.tile <= 48 << 10);
-    }
-}
-
-/// Bytes of shared memory per block of sm_90, sm_80 and sm_86.
-const SHARED: [usize; 3] = [232_448, 166_912, 101_376];
-
-#[test]
-fn short_sequences_of_16_bit_types_go_to_tensor_cores() {
-    use launch::{Family, Pass, family};
-    let dims = |n, dim| Dims { tokens: 64 * n, heads: 12, dim, seqs: 64, max_seqlen: n };
-    let both =
-        |dtype, scale, dims, shared| [Pass::Forward, Pass::Backward].map(|p| family(p, dtype, scale, dims, shared));
-    for dtype in [DType::BF16, DType::F16] {
-        for (n, dim) in [(49, 32), (50, 64), (64, 56), (65, 80), (64, 96), (80, 128)] {
-            for shared in SHARED {
-                assert_eq!(both(dtype, 0.1, dims(n, dim), shared), [Family::Short; 2], "{n} x {dim}, {shared}");
-            }
-        }
-        for (n, dim) in [(197, 32), (257, 32), (197, 64), (257, 64), (196, 96), (256, 72)] {
-            assert_eq!(both(dtype, 0.1, dims(n, dim), SHARED[0])[0], Family::Short, "{n} x {dim}");
-        }
-    }
-    let tiled = [
-        both(DType::F32, 0.1, dims(50, 64), SHARED[0]),
-        both(DType::BF16, 0.1, dims(50, 63), SHARED[0]), // rows are not whole 16-byte pieces
-        both(DType::BF16, -0.1, dims(50, 64), SHARED[0]),
-        both(DType::BF16, f32::NAN, dims(50, 64), SHARED[0]),
-        both(DType::BF16, 0.1, dims(4096, 64), SHARED[0]),
-        both(DType::BF16, 0.1, dims(50, 64), 0),
-    ];
-    assert_eq!(tiled, [[Family::Tiled; 2]; 6]);
-}
-
-#[test]
-fn short_launches_cover_every_sequence() {
-    use launch::{Family, Pass, family, short_bwd, short_grid, short_shared};
-    for (n, dim) in (1..=300).flat_map(|n| [8, 32, 56, 64, 72, 96, 128].map(|dim| (n, dim))) {
-        let dims = Dims { tokens: 7 * n, heads: 3, dim, seqs: 7, max_seqlen: n };
-        for pass in [Pass::Forward, Pass::Backward] {
-            if family(pass, DType::BF16, 1.0, dims, SHARED[0]) != Family::Short {
-                continue;
-            }
-            let (tiles, launch) = short_grid(pass, dims);
-            let warps = launch.block[0] as usize / 32;
-            assert!(tiles as usize * 16 >= n && (tiles as usize - 1) * 16 < n);
-            assert_eq!((launch.grid, launch.block[0] % 32), ([21, 1, 1], 0));
-            assert_eq!(launch.shared as usize, short_shared(pass, dims));
-            assert!((1..=18).contains(&warps) && (pass == Pass::Forward || warps == tiles as usize));
-            assert!(pass == Pass::Forward || warps <= short_bwd(dim, warps).1);
-        }
-    }
-}
-
-#[test]
-fn grids_cover_every_sequence() {
-    for (tile, max_seqlen, tokens, seqs) in [(32, 1, 9, 9), (16, 50, 500, 10), (32, 257, 257, 1), (16, 900, 33, 4)] {
-        let dims = Dims { tokens, heads: 3, dim: 64, seqs, max_seqlen };
-        let (tiles, grid) = launch::grid(tile, dims).unwrap();
-        assert!(tiles as usize * tile >= max_seqlen.min(tokens));
-        assert_eq!(grid.grid, [tiles * seqs as u32, 3, 1]);
-        assert_eq!(grid.block, [4 * tile as u32, 1, 1]);
-    }
-    let dims = Dims { tokens: 1 << 30, heads: 1, dim: 64, seqs: 1 << 20, max_seqlen: usize::MAX };
-    assert!(launch::grid(32, dims).unwrap_err().to_string().starts_with("attention: `max_seqlen` has value"));
 }
 
 #[test]
