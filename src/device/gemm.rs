@@ -119,7 +119,7 @@ fn narrow<T: Float<Acc = f32>>(spec: &GemmSpec, a: &[u8], b: &[u8], bias: Option
 
 /// The longer side of `D` is cut into this many pieces, each a product of its own that lays the bias into its part of
 /// `D` first. The number is fixed, since the order of the library's sums depends on the shape it is given, and results
-/// must not depend on the number of threads. More pieces pack the shared operand more often: four cost up to 15 %.
+/// must not depend on the number of threads. More pieces would pack the shared operand more often.
 const PIECES: usize = 2;
 /// Multiples that pieces start at: a row and a column tile of the library's micro-kernels.
 const TILE: [usize; 2] = [6, 64];
