@@ -56,6 +56,24 @@ fn pool() -> std::sync::MutexGuard<'static, Pool> {
 
 thread_local! {
     static POISON: Cell<bool> = const { Cell::new(false) };
+    /// Bytes this thread allocated less those it freed, and the most that was ever so.
+    static LIVE: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
+}
+
+/// Runs `f` and says how many bytes of buffers it held at most, beyond what was there before it. Counts what this
+/// thread allocates, as the steps of training do; rounding up to classes of the pool is left out.
+pub(super) fn peak_bytes<R>(f: impl FnOnce() -> R) -> (R, usize) {
+    let (live, peak) = LIVE.get();
+    LIVE.set((live, live));
+    let result = f();
+    let (now, highest) = LIVE.get();
+    LIVE.set((now, peak.max(highest)));
+    (result, (highest - live) as usize)
+}
+
+fn count(bytes: isize) {
+    let (live, peak) = LIVE.get();
+    LIVE.set((live + bytes, peak.max(live + bytes)));
 }
 
 /// Runs `f` with every allocation of this thread filled with all-ones bytes (NaN in every float type), so that an
@@ -126,6 +144,7 @@ impl HostBuffer {
             }
         };
         let ptr = ptr.ok_or_else(oom)?;
+        count(bytes as isize);
         let mut buffer = Self { ptr, bytes, class, emulated };
         if POISON.get() {
             buffer.raw_mut().fill(0xff);
@@ -165,6 +184,7 @@ impl HostBuffer {
 
 impl Drop for HostBuffer {
     fn drop(&mut self) {
+        count(-(self.bytes as isize));
         #[cfg(feature = "emulator")]
         if self.emulated {
             super::emulated::unregister(self.ptr());
@@ -217,6 +237,21 @@ pub fn instructions() -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_peak_is_what_lived_at_once() {
+        let before = HostBuffer::alloc(1000, false).unwrap();
+        let (kept, peak) = peak_bytes(|| {
+            drop(HostBuffer::alloc(5000, false).unwrap());
+            let kept = HostBuffer::alloc(3000, false).unwrap();
+            let (_, inner) = peak_bytes(|| HostBuffer::alloc(7000, false).unwrap());
+            assert_eq!(inner, 7000);
+            kept
+        });
+        drop((before, kept));
+        assert_eq!(peak, 10_000);
+        assert_eq!(peak_bytes(|| ()).1, 0);
+    }
 
     #[test]
     fn an_emptied_pool_hands_out_working_memory() {

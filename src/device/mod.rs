@@ -160,6 +160,28 @@ impl Device {
         }
     }
 
+    /// Runs `f` and says how many bytes it held on this device at most, beyond what was there before it: on a host
+    /// device in buffers that the calling thread made, on a GPU in the whole pool.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] if the pool's counters cannot be read.
+    pub fn peak_bytes<R>(&self, f: impl FnOnce() -> R) -> Result<(R, usize)> {
+        match self {
+            Self::Cpu | Self::Emulated => Ok(host::peak_bytes(f)),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(d) => {
+                d.synchronize()?;
+                d.reset_peak()?;
+                let before = d.usage()?.0;
+                let result = f();
+                d.synchronize()?;
+                Ok((result, d.usage()?.1.saturating_sub(before)))
+            }
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(d) => match **d {},
+        }
+    }
+
     /// Bytes of shared memory, dynamic and static together, that a block of a kernel may have.
     pub fn shared_limit(&self) -> usize {
         match self {
