@@ -41,6 +41,12 @@ pub enum Error {
         /// Operation that wanted to write.
         op: &'static str,
     },
+    /// Work that cannot be recorded to run again, or recorded work that can no longer run.
+    #[error("the step cannot be recorded: {cause}")]
+    Recording {
+        /// What stands against it.
+        cause: String,
+    },
     /// A device was asked for that this build or machine does not have.
     #[error("device `{device}` is not available: {cause}")]
     DeviceUnavailable {

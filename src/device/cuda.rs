@@ -19,11 +19,13 @@ use super::cublaslt::CublasLt;
 use super::gemm::GemmSpec;
 use crate::{Error, Result};
 
+mod graph;
 mod memory;
 mod probe;
 #[cfg(test)]
 mod tests;
 
+pub use graph::CudaGraph;
 pub use memory::CudaBuffer;
 
 mod embedded {
@@ -44,6 +46,8 @@ pub struct CudaDevice {
     shared_limit: usize,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// For memory while `stream` records.
+    apart: Arc<CudaStream>,
     pool: sys::CUmemoryPool,
     modules: Mutex<HashMap<&'static str, sys::CUmodule>>,
     functions: Mutex<HashMap<String, Function>>,
@@ -107,11 +111,12 @@ impl CudaDevice {
         let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared_limit = context.attribute(attribute).map_err(failed("read the shared memory of a block"))? as usize;
         let stream = context.new_stream().map_err(failed("create a stream"))?;
+        let apart = context.new_stream().map_err(failed("create a stream"))?;
         let pool = memory::keep_freed(&context).map_err(failed("set up the memory pool"))?;
         let lt = CublasLt::new(&context, ordinal)?;
         let (modules, functions) = (Mutex::default(), Mutex::default());
         let lt = Mutex::new(lt);
-        Ok(Self { ordinal, name, capability, shared_limit, context, stream, pool, modules, functions, lt })
+        Ok(Self { ordinal, name, capability, shared_limit, context, stream, apart, pool, modules, functions, lt })
     }
 
     /// Number of the GPU.

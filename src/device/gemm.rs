@@ -4,7 +4,7 @@ use gemm::Parallelism;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::{Device, Storage};
+use super::{Device, Storage, graph};
 use crate::dtype::Float;
 use crate::{DType, Error, Result};
 
@@ -77,10 +77,28 @@ pub fn gemm(spec: &GemmSpec, a: &Storage, b: &Storage, bias: Option<&Storage>, d
         #[cfg(not(feature = "cuda"))]
         match *device {}
     }
+    let (Some(_), Some(_), true) = (a.host(), b.host(), bias.is_none_or(|x| x.host().is_some())) else {
+        return Err(mixed());
+    };
+    let work = || graph::HostWork::Gemm {
+        spec: *spec,
+        a: a.range(),
+        b: b.range(),
+        bias: bias.map(Storage::range),
+        d: d.range(),
+    };
+    if graph::note(&d.device().clone(), work) {
+        return Ok(());
+    }
     let (Some(a), Some(b)) = (a.host(), b.host()) else { return Err(mixed()) };
     let bias = bias.map(|x| x.host().ok_or_else(mixed)).transpose()?;
     let Some(d) = d.host_mut() else { return Err(mixed()) };
-    match (input, output) {
+    on_host(spec, a, b, bias, d)
+}
+
+/// [`gemm`] on host memory whose lengths were checked.
+pub(super) fn on_host(spec: &GemmSpec, a: &[u8], b: &[u8], bias: Option<&[u8]>, d: &mut [u8]) -> Result<()> {
+    match (spec.layout.input, spec.layout.output) {
         (DType::F32, DType::F32) => host::<f32>(spec, cast(a), cast(b), bias.map(cast), cast_mut(d)),
         (DType::F64, DType::F64) => host::<f64>(spec, cast(a), cast(b), bias.map(cast), cast_mut(d)),
         (DType::BF16, DType::BF16 | DType::F32) => narrow::<bf16>(spec, a, b, bias, d),

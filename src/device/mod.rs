@@ -14,11 +14,13 @@ pub mod cuda;
 #[cfg(feature = "emulator")]
 pub mod emulated;
 pub mod gemm;
+pub mod graph;
 pub mod host;
 pub mod small_gemm;
 pub mod window;
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
@@ -154,7 +156,10 @@ impl Device {
         match self {
             Self::Cpu | Self::Emulated => Ok(()),
             #[cfg(feature = "cuda")]
-            Self::Cuda(d) => d.synchronize(),
+            Self::Cuda(d) => {
+                self.refuse_recording("waits for the device")?;
+                d.synchronize()
+            }
             #[cfg(not(feature = "cuda"))]
             Self::Cuda(d) => match **d {},
         }
@@ -234,21 +239,12 @@ impl Device {
                 block: launch.block,
                 cause: "the CPU runs references, not kernels".into(),
             }),
-            #[cfg(feature = "emulator")]
             Self::Emulated => {
                 let _ = stem; // the emulated build knows kernels by name alone
-                emulated::launch(&name, launch.grid, launch.block, launch.shared, args).map_err(|cause| Error::Launch {
-                    kernel: name,
-                    device: self.name(),
-                    grid: launch.grid,
-                    block: launch.block,
-                    cause,
-                })
-            }
-            #[cfg(not(feature = "emulator"))]
-            Self::Emulated => {
-                let _ = (stem, args);
-                Err(Self::no_emulator())
+                let Launch { grid, block, shared } = launch;
+                let work =
+                    || graph::HostWork::Launch { kernel: name.clone(), grid, block, shared, args: args.to_vec() };
+                if graph::note(self, work) { Ok(()) } else { Self::emulate(&name, launch, args) }
             }
             // SAFETY: passed on from the caller.
             #[cfg(feature = "cuda")]
@@ -259,6 +255,25 @@ impl Device {
                 match **d {}
             }
         }
+    }
+}
+
+impl Device {
+    /// Runs a kernel on the emulator, which checks its accesses against the registered memory.
+    #[cfg_attr(not(feature = "emulator"), allow(unused_variables))]
+    fn emulate(kernel: &str, launch: Launch, args: &[u8]) -> Result<()> {
+        #[cfg(feature = "emulator")]
+        return emulated::launch(kernel, launch.grid, launch.block, launch.shared, args).map_err(|cause| {
+            Error::Launch {
+                kernel: kernel.into(),
+                device: Self::Emulated.name(),
+                grid: launch.grid,
+                block: launch.block,
+                cause,
+            }
+        });
+        #[cfg(not(feature = "emulator"))]
+        Err(Self::no_emulator())
     }
 }
 
@@ -288,22 +303,38 @@ enum Memory {
 pub struct Storage {
     device: Device,
     bytes: usize,
-    memory: Memory,
+    memory: ManuallyDrop<Memory>,
+    /// Of the recording that made it: the block goes back there.
+    arena: Option<Arc<graph::Arena>>,
+    users: graph::Users,
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        // SAFETY: taken once, here; nothing reads the field afterwards.
+        let memory = unsafe { ManuallyDrop::take(&mut self.memory) };
+        if let Some(arena) = self.arena.take() {
+            arena.give_back(self.bytes, memory);
+        }
+    }
 }
 
 impl Storage {
     /// Allocates; contents are arbitrary but initialised on the host.
     pub fn alloc(device: &Device, bytes: usize) -> Result<Self> {
-        let memory = match device {
-            Device::Cpu => Memory::Host(HostBuffer::alloc(bytes, false)?),
-            Device::Emulated if cfg!(feature = "emulator") => Memory::Host(HostBuffer::alloc(bytes, true)?),
-            Device::Emulated => return Err(Device::no_emulator()),
+        let (arena, free) = graph::alloc(device, bytes).map_or((None, None), |(arena, free)| (Some(arena), free));
+        let memory = match (free, device) {
+            (Some(memory), _) => memory,
+            (None, Device::Cpu) => Memory::Host(HostBuffer::alloc(bytes, false)?),
+            (None, Device::Emulated) if cfg!(feature = "emulator") => Memory::Host(HostBuffer::alloc(bytes, true)?),
+            (None, Device::Emulated) => return Err(Device::no_emulator()),
             #[cfg(feature = "cuda")]
-            Device::Cuda(d) => Memory::Cuda(d.alloc(bytes)?),
+            (None, Device::Cuda(d)) => Memory::Cuda(d.alloc(bytes)?),
             #[cfg(not(feature = "cuda"))]
-            Device::Cuda(d) => match **d {},
+            (None, Device::Cuda(d)) => match **d {},
         };
-        Ok(Self { device: device.clone(), bytes, memory })
+        let (memory, users) = (ManuallyDrop::new(memory), graph::Users::default());
+        Ok(Self { device: device.clone(), bytes, memory, arena, users })
     }
 
     /// Device it is on.
@@ -318,7 +349,8 @@ impl Storage {
 
     /// Address for kernels that read.
     pub fn ptr(&self) -> u64 {
-        match &self.memory {
+        graph::touch(&self.device, self.arena.as_ref(), &self.users);
+        match &*self.memory {
             Memory::Host(b) => b.ptr(),
             #[cfg(feature = "cuda")]
             Memory::Cuda(b) => b.ptr(),
@@ -327,7 +359,7 @@ impl Storage {
 
     /// Contents, when this is host memory.
     pub fn host(&self) -> Option<&[u8]> {
-        match &self.memory {
+        match &*self.memory {
             Memory::Host(b) => Some(b.bytes()),
             #[cfg(feature = "cuda")]
             Memory::Cuda(_) => None,
@@ -336,7 +368,7 @@ impl Storage {
 
     /// Contents for writing, when this is host memory.
     pub fn host_mut(&mut self) -> Option<&mut [u8]> {
-        match &mut self.memory {
+        match &mut *self.memory {
             Memory::Host(b) => Some(b.bytes_mut()),
             #[cfg(feature = "cuda")]
             Memory::Cuda(_) => None,
@@ -346,7 +378,8 @@ impl Storage {
     /// Copies host bytes in; the lengths are equal.
     pub fn upload(&mut self, from: &[u8]) -> Result<()> {
         debug_assert_eq!(from.len(), self.bytes);
-        match &mut self.memory {
+        self.device.refuse_recording("copies values to the device")?;
+        match &mut *self.memory {
             Memory::Host(b) => b.bytes_mut().copy_from_slice(from),
             #[cfg(feature = "cuda")]
             Memory::Cuda(b) => b.upload(from)?,
@@ -357,7 +390,8 @@ impl Storage {
     /// Copies out to host bytes; the lengths are equal. Waits for the device.
     pub fn download(&self, to: &mut [u8]) -> Result<()> {
         debug_assert_eq!(to.len(), self.bytes);
-        match &self.memory {
+        self.device.refuse_recording("reads values back from the device")?;
+        match &*self.memory {
             Memory::Host(b) => to.copy_from_slice(b.bytes()),
             #[cfg(feature = "cuda")]
             Memory::Cuda(b) => b.download(to)?,
@@ -367,17 +401,35 @@ impl Storage {
 
     /// Sets every byte to zero.
     pub fn zero(&mut self) -> Result<()> {
-        match &mut self.memory {
-            Memory::Host(b) => b.bytes_mut().fill(0),
+        self.fill([0; 4])
+    }
+
+    /// Repeats the bytes of `pattern`; a size that is no multiple of four ends within it.
+    pub fn fill(&mut self, pattern: [u8; 4]) -> Result<()> {
+        let (device, to) = (self.device.clone(), self.range());
+        match &mut *self.memory {
+            Memory::Host(_) if graph::note(&device, || graph::HostWork::Fill { to, pattern }) => {}
+            Memory::Host(b) => graph::fill(b.bytes_mut(), pattern),
             #[cfg(feature = "cuda")]
-            Memory::Cuda(b) => b.zero()?,
+            Memory::Cuda(b) => b.fill(pattern)?,
         }
         Ok(())
     }
 
+    fn range(&self) -> graph::Bytes {
+        graph::Bytes { address: self.ptr(), len: self.bytes }
+    }
+
     /// Copies from an allocation of the same size on the same device.
     pub fn copy_from(&mut self, from: &Storage) -> Result<()> {
-        match (&mut self.memory, &from.memory) {
+        if self.device != from.device {
+            self.device.refuse_recording("copies from another device")?;
+            from.device.refuse_recording("copies to another device")?;
+        }
+        let (device, source, target) = (self.device.clone(), from.range(), self.range());
+        match (&mut *self.memory, &*from.memory) {
+            (Memory::Host(_), Memory::Host(_))
+                if graph::note(&device, || graph::HostWork::Copy { from: source, to: target }) => {}
             (Memory::Host(to), Memory::Host(from)) => to.bytes_mut().copy_from_slice(from.bytes()),
             #[cfg(feature = "cuda")]
             (Memory::Cuda(to), Memory::Cuda(from)) => to.copy_from(from)?,

@@ -1,5 +1,7 @@
 //! The pre-norm transformer block on packed sequences.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use super::{Builder, LayerNorm, Linear};
 use crate::{Device, Error, Result, Tape, Tensor, Var, module, ops};
 
@@ -22,6 +24,21 @@ impl Sequences {
     /// Number of sequences.
     pub fn count(&self) -> usize {
         self.cu_seqlens.numel() - 1
+    }
+}
+
+/// The layout of the last batch, kept while batches have its size: nothing is uploaded for the next one.
+#[derive(Clone, Debug, Default)]
+pub struct UniformSequences(Arc<Mutex<Option<(usize, Sequences)>>>);
+
+impl UniformSequences {
+    /// `count` sequences of `len` tokens each.
+    pub fn get(&self, count: usize, len: usize, device: &Device) -> Result<Sequences> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*held {
+            Some((n, seqs)) if (*n, seqs.max) == (count, len) && seqs.cu_seqlens.device() == device => Ok(seqs.clone()),
+            _ => Ok(held.insert((count, Sequences::uniform(count, len, device)?)).1.clone()),
+        }
     }
 }
 

@@ -109,6 +109,11 @@ impl Scalars {
         };
         Ok(self.0.insert(held))
     }
+
+    /// The values as they were set last.
+    pub fn get(&self, op: &'static str) -> Result<&Tensor> {
+        self.0.as_ref().ok_or_else(|| Error::value(op, "scalars", "nothing", "values that were set"))
+    }
 }
 
 /// Checks of one operand of item `i`: length, type and device of `like`.

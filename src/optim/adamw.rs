@@ -49,14 +49,29 @@ impl AdamW {
     /// [`Error::NonFinite`](crate::Error::NonFinite) with the first tensor whose gradient is not finite; no weight, no
     /// moment and no count has changed then.
     pub fn step(&mut self, params: &mut [&mut Param], grads: &Grads, lr: f64, clip: Option<f64>) -> Result<StepStats> {
-        let mut params = trainable(params)?;
-        let gradients = gradients(&params, grads)?;
+        self.prepare(params, lr)?;
+        self.launch(params, grads, clip)?;
+        self.finish(params, grads)
+    }
+
+    /// The part of a step before its launches: moments, and the numbers of this step on the device.
+    pub(crate) fn prepare(&mut self, params: &mut [&mut Param], lr: f64) -> Result<()> {
+        let params = trainable(params)?;
         self.exp_avg.prepare(OP, KINDS[0], &params, self.steps)?;
         self.exp_avg_sq.prepare(OP, KINDS[1], &params, self.steps)?;
-        let Some(first) = params.first() else { return Ok(StepStats { grad_norm: 0.0, clip_factor: 1.0 }) };
+        let Some(first) = params.first() else { return Ok(()) };
+        let numbers = scalars(self.hyper, lr, self.steps + 1);
+        self.scalars.set(&numbers, first.master.dtype(), first.master.device())?;
+        Ok(())
+    }
+
+    /// The launches of a step that is [prepared](Self::prepare): they can be recorded and run again.
+    pub(crate) fn launch(&mut self, params: &mut [&mut Param], grads: &Grads, clip: Option<f64>) -> Result<()> {
+        let mut params = trainable(params)?;
+        let gradients = gradients(&params, grads)?;
+        let Some(first) = params.first() else { return Ok(()) };
         let (dtype, device) = (first.master.dtype(), first.master.device().clone());
         let norm = self.norm.launch(&gradients, clip, dtype, &device)?;
-        let scalars = self.scalars.set(&scalars(self.hyper, lr, self.steps + 1), dtype, &device)?;
         let state = self.exp_avg.by_name().zip(self.exp_avg_sq.by_name());
         let mut items = Vec::with_capacity(params.len());
         for ((p, g), (m, v)) in params.iter_mut().zip(&gradients).zip(state) {
@@ -65,9 +80,17 @@ impl AdamW {
             let (lr_scale, weight_decay) = (group.lr_scale, group.weight_decay);
             items.push(Item { w, m, v, g, compute: compute.as_mut(), lr_scale, weight_decay });
         }
-        adamw(&mut items, self.hyper, scalars, Some(norm), &mut self.work)?;
-        // The device has checked the norm itself, so it is read only now that the update is under way.
-        let stats = self.norm.read(self.steps + 1, &params, &gradients)?;
+        adamw(&mut items, self.hyper, self.scalars.get(OP)?, Some(norm), &mut self.work)
+    }
+
+    /// Reads what the launches found. The device has checked the norm itself, so it is read only now that the update is
+    /// under way.
+    pub(crate) fn finish(&mut self, params: &mut [&mut Param], grads: &Grads) -> Result<StepStats> {
+        let params = trainable(params)?;
+        if params.is_empty() {
+            return Ok(StepStats { grad_norm: 0.0, clip_factor: 1.0 });
+        }
+        let stats = self.norm.read(self.steps + 1, &params, &gradients(&params, grads)?)?;
         self.steps += 1;
         Ok(stats)
     }

@@ -122,6 +122,7 @@ impl Named {
 /// Copies a tensor that others hold, so that it can be written and theirs stays as it is.
 pub(super) fn unshare(t: &mut Tensor) -> Result<()> {
     if t.storage_mut("optimizer").is_err() {
+        t.device().refuse_recording("copies a shared tensor before it changes it")?; // a replay would undo the change
         *t = t.deep_clone()?;
     }
     Ok(())

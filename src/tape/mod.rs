@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use grads::{Grads, Mode};
 
-use crate::{DType, Device, Error, Result, Shape, Tensor};
+use crate::dtype::{Float, num_like::Ops as _};
+use crate::{DType, Error, Result, Shape, Tensor, with_float};
 
 /// Identity of a parameter, unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -254,8 +255,10 @@ impl Tape {
 
     /// Sweeps from a scalar loss with seed `scale` (1 over the number of accumulated micro-batches).
     pub fn backward_scaled(self, loss: &Var, scale: f64, grads: &mut Grads) -> Result<()> {
-        let seed = Tensor::full(loss.value.shape().clone(), scale, &Device::Cpu)?;
-        let seed = seed.cast(loss.value.dtype())?.to_device(loss.value.device())?;
+        let dtype = loss.value.dtype();
+        let seed = with_float!("backward", "loss", dtype, T => {
+            Tensor::full(loss.value.shape().clone(), T::put(<T as Float>::Acc::of(scale)), loss.value.device())
+        })?;
         self.backward(loss, seed, grads)
     }
 }

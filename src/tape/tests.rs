@@ -2,6 +2,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use super::*;
+use crate::Device;
 
 fn scalar(x: f64) -> Tensor {
     Tensor::from_slice(&[x], [1], &Device::Cpu).unwrap()

@@ -52,8 +52,14 @@ impl Tensor {
 
     /// Every element `value`.
     pub fn full<T: Element>(shape: impl Into<Shape>, value: T, device: &Device) -> Result<Self> {
-        let shape = shape.into();
-        Self::from_slice(&vec![value; shape.numel()], shape, device)
+        let bytes = bytemuck::bytes_of(&value);
+        let Some(at) = bytes.len().checked_sub(1).filter(|at| *at < 4) else {
+            let shape = shape.into(); // eight bytes: f64, on the CPU alone
+            return Self::from_slice(&vec![value; shape.numel()], shape, device);
+        };
+        let mut t = Self::uninit(shape, T::DTYPE, device)?;
+        t.storage_mut("full")?.fill(std::array::from_fn(|i| bytes[i & at]))?;
+        Ok(t)
     }
 
     /// Copies host values to a device.
@@ -143,6 +149,11 @@ impl Tensor {
     /// [`Error::SharedTensor`] when a clone of this tensor exists.
     pub fn storage_mut(&mut self, op: &'static str) -> Result<&mut Storage> {
         Arc::get_mut(&mut self.storage).ok_or(Error::SharedTensor { op })
+    }
+
+    /// Whether a clone of this tensor exists, so that it cannot be written.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.storage) > 1
     }
 
     /// Address for kernels that read.

@@ -5,6 +5,7 @@ mod mae;
 mod metrics;
 pub mod progress;
 mod run_dir;
+mod stepper;
 mod tensorboard;
 
 pub use mae::{finetune, pretrain};
@@ -16,7 +17,8 @@ use crate::data::{Batch, Loader};
 use crate::optim::AdamW;
 use crate::optim::schedule::Cosine;
 use crate::recipes::{Numbers, Task};
-use crate::{Error, Grads, Result};
+use crate::{Device, Error, Result};
+use stepper::Stepper;
 
 /// The numbers of a run.
 #[derive(Clone, Debug)]
@@ -97,22 +99,23 @@ pub fn run<T: Task>(
     let mut metrics = Metrics::open(folder.path(), start)?;
     let images = (plan.batch_size as u64 * plan.accum_iter) as f64;
     let mut progress = Progress::new(folder.name(), total, start, images, "images");
-    let mut grads = Grads::new();
+    let device = task.module().params().first().map_or(Device::Cpu, |p| p.master.device().clone());
+    let mut stepper = Stepper::new(&device);
     interrupt::listen();
     for step in start..total {
         let (lr, waited) = (plan.lr(step, micro_batches), loader.stats().total_wait);
         // On a thread of the pool: from any other, each parallel part of the step would have to wake all of them.
         let (loss, stats) = rayon::scope(|_| {
-            grads.clear();
-            let mut loss = 0.0;
-            for _ in 0..plan.accum_iter {
-                let batch = next(loader)?;
-                loss += task.micro_step(&batch, 1.0 / plan.accum_iter as f64, &mut grads)? / plan.accum_iter as f64;
+            let (mut loss, scale) = (0.0, 1.0 / plan.accum_iter as f64);
+            stepper.begin(task);
+            for index in 0..plan.accum_iter {
+                let inputs = task.inputs(&next(loader)?)?;
+                loss += stepper.micro_step(task, inputs, index, scale)? / plan.accum_iter as f64;
             }
             if !loss.is_finite() {
                 return Err(not_finite(step, "loss", loss));
             }
-            Ok((loss, optimizer.step(&mut task.module().params_mut(), &grads, lr, plan.clip_grad)?))
+            Ok((loss, stepper.update(task, optimizer, lr, plan.clip_grad)?))
         })?;
         let done = step + 1;
         let epoch = done as f64 / per_epoch as f64;

@@ -2,7 +2,6 @@
 
 use ocellus::checkpoint::to_upstream;
 use ocellus::data::masks::random_masking;
-use ocellus::nn::vit::PatchIds;
 use ocellus::nn::{Block, Builder, Drops, Module, Sequences, pos_embed};
 use ocellus::ops::adamw::Hyper;
 use ocellus::optim::schedule::Cosine;
@@ -155,13 +154,11 @@ pub fn encoder(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
 pub fn decoder(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
     let mut model = Mae::new(&builder(device), &sizes(g), false)?;
     load_part(&mut model, g)?;
-    let len = model.encoder.config.patches()?;
     let (tape, mut grads) = (Tape::new(), Grads::new());
     let latent = g.tensor("input.latent", device);
     let [batch, rows, dim] = latent.dims("decoder", "latent")?;
     let latent = tape.leaf(latent.reshape([batch * rows, dim])?);
-    let every = PatchIds::all(batch, len, device)?.keep;
-    let pred = model.predict(&tape, &latent, &g.indices("input.ids_restore", device), &every)?;
+    let pred = model.predict_all(&tape, &latent, &g.indices("input.ids_restore", device))?;
     report.tensor(g, "output.pred", pred.value());
     let seed = probe(g, report, pred.value(), device)?;
     tape.backward(&pred, seed, &mut grads)?;
@@ -179,8 +176,7 @@ fn whole(g: &Golden, model: &Mae, images: &str, report: &mut Report, pred_name: 
     let none = Tape::no_grad();
     let latent = model.encode(&none, &images, None, &ids.kept)?;
     report.tensor(g, "output.latent", latent.value());
-    let every = PatchIds::all(images.value().shape()[0], len, device)?.keep;
-    let pred = model.predict(&none, &latent, &ids.kept.restore, &every)?;
+    let pred = model.predict_all(&none, &latent, &ids.kept.restore)?;
     report.tensor(g, pred_name, pred.value());
     let (tape, mut grads) = (Tape::new(), Grads::new());
     let loss = model.loss(&tape, &images, None, &ids)?;

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::{CudaContext, sys};
+use cudarc::driver::{CudaContext, CudaStream, sys};
 
 use super::CudaDevice;
-use crate::device::host;
+use crate::device::{graph, host};
 use crate::{Error, Result};
 
 /// The device's default pool, told to keep what is freed: by default it returns memory to the system at every
@@ -41,32 +41,44 @@ impl CudaDevice {
     /// the end makes the next download fail, or without one the drop panic.
     pub fn alloc(self: &Arc<Self>, bytes: usize) -> Result<CudaBuffer> {
         self.bind()?;
-        let guarded = host::poisoned();
+        let (stream, recording) = self.memory_stream();
+        let guarded = host::poisoned() && !recording; // filling it would be recorded
         // The driver refuses empty allocations; a tensor may be empty.
         let size = bytes.max(1) + if guarded { GUARD } else { 0 };
         // SAFETY: the stream is alive; nobody reads the contents before writing them.
-        let alloc = || unsafe { result::malloc_async(self.stream.cu_stream(), size) };
+        let alloc = || unsafe { result::malloc_async(stream.cu_stream(), size) };
         let out_of_memory = DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY);
         let mut ptr = alloc();
         if ptr == Err(out_of_memory) {
             // Pieces between live blocks may add up: hand them back to the system and ask for one block.
-            self.synchronize()?;
+            stream.synchronize().map_err(self.failed("wait for the stream"))?;
             // SAFETY: the pool is the device's default pool.
             unsafe { sys::cuMemPoolTrimTo(self.pool, 0) }.result().map_err(self.failed("trim the memory pool"))?;
             ptr = alloc();
         }
         match ptr {
             Ok(ptr) => {
+                if recording {
+                    stream.synchronize().map_err(self.failed("wait for an allocation"))?;
+                }
                 let mut buffer = CudaBuffer { device: self.clone(), ptr, bytes, guarded };
                 if guarded {
                     buffer.set_guard(GUARD_BYTE)?;
-                    buffer.fill(0xff)?;
+                    buffer.fill([0xff; 4])?;
                 }
                 Ok(buffer)
             }
             Err(e) if e == out_of_memory => Err(Error::OutOfMemory { device: format!("cuda:{}", self.ordinal), bytes }),
             Err(e) => Err(self.failed("allocate")(e)),
         }
+    }
+
+    /// The stream on which memory is allocated and freed, and whether this thread records. What is done on the device's
+    /// own stream is recorded then instead of done, so a second stream does it; [`record`](Self::record) has waited for
+    /// everything before, so nothing can overtake.
+    fn memory_stream(&self) -> (&CudaStream, bool) {
+        let recording = graph::recording_on_a_gpu();
+        (if recording { &self.apart } else { &self.stream }, recording)
     }
 
     /// Bytes in live allocations now and at most since the last [`Self::reset_peak`].
@@ -154,20 +166,22 @@ impl CudaBuffer {
         }
     }
 
-    /// Sets every byte to zero.
-    pub fn zero(&mut self) -> Result<()> {
-        self.fill(0)
-    }
-
-    /// Sets every byte to `byte`.
-    pub fn fill(&mut self, byte: u8) -> Result<()> {
-        if self.bytes == 0 {
-            return Ok(());
-        }
+    /// Repeats `pattern`; a size that is no multiple of four ends within it.
+    pub fn fill(&mut self, pattern: [u8; 4]) -> Result<()> {
         self.device.bind()?;
-        // SAFETY: the allocation holds `bytes` bytes and is borrowed uniquely.
-        unsafe { result::memset_d8_async(self.ptr, byte, self.bytes, self.device.stream.cu_stream()) }
-            .map_err(self.device.failed("fill"))
+        let stream = self.device.stream.cu_stream();
+        let (words, rest) = (self.bytes / 4, self.bytes % 4);
+        if words > 0 {
+            // SAFETY: the allocation holds `bytes` bytes and is borrowed uniquely.
+            let filled = unsafe { sys::cuMemsetD32Async(self.ptr, u32::from_ne_bytes(pattern), words, stream) };
+            filled.result().map_err(self.device.failed("fill"))?;
+        }
+        for (i, byte) in pattern.into_iter().take(rest).enumerate() {
+            let at = self.ptr + (4 * words + i) as u64;
+            // SAFETY: `at` is one of the last bytes of the allocation.
+            unsafe { result::memset_d8_async(at, byte, 1, stream) }.map_err(self.device.failed("fill"))?;
+        }
+        Ok(())
     }
 
     /// Copies from an allocation of the same size on the same GPU.
@@ -198,9 +212,10 @@ impl Drop for CudaBuffer {
     fn drop(&mut self) {
         // A failure here cannot be reported; the driver repeats a lasting one at the next call.
         if self.device.bind().is_ok() {
-            let guard = self.check_guard();
-            // SAFETY: allocated on this stream in `alloc`, freed once.
-            let _ = unsafe { result::free_async(self.ptr, self.device.stream.cu_stream()) };
+            let (stream, recording) = self.device.memory_stream();
+            let guard = if recording { Ok(()) } else { self.check_guard() };
+            // SAFETY: allocated in `alloc`, freed once; the work that uses it is ordered before, see `memory_stream`.
+            let _ = unsafe { result::free_async(self.ptr, stream.cu_stream()) };
             if let (Err(overrun), false) = (guard, std::thread::panicking()) {
                 panic!("{overrun}"); // only tests poison
             }

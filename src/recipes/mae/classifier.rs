@@ -1,5 +1,7 @@
 //! The encoder as a classifier: fine-tuning, linear probe, features.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use super::Sizes;
 use crate::nn::vit::{PatchIds, Vit};
 use crate::nn::{Builder, Drops, Init, LayerNorm, Linear, Sequences};
@@ -15,6 +17,37 @@ pub enum Pool {
     Cls,
 }
 
+/// Indices of unmasked images, which depend on the batch size alone.
+#[derive(Debug)]
+struct Layout {
+    ids: PatchIds,
+    seqs: Sequences,
+    class_rows: Tensor,
+}
+
+/// The layout of the last batch, kept while batches have its size: nothing is uploaded for the next one.
+#[derive(Clone, Debug, Default)]
+struct WholeImages(Arc<Mutex<Option<Arc<Layout>>>>);
+
+impl WholeImages {
+    fn get(&self, batch: usize, patches: usize, device: &Device) -> Result<Arc<Layout>> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(layout) = &*held {
+            let keep = &layout.ids.keep;
+            if **keep.shape() == [batch, patches] && keep.device() == device {
+                return Ok(layout.clone());
+            }
+        }
+        let class_rows: Vec<i32> = (0..batch).map(|i| (i * (patches + 1)) as i32).collect();
+        let layout = Layout {
+            ids: PatchIds::all(batch, patches, device)?,
+            seqs: Sequences::uniform(batch, patches + 1, device)?,
+            class_rows: Tensor::from_slice(&class_rows, [batch], device)?,
+        };
+        Ok(held.insert(Arc::new(layout)).clone())
+    }
+}
+
 /// Trunk, norm and linear head. Parameter names are those of upstream's fine-tuned files.
 #[derive(Clone, Debug)]
 pub struct Classifier {
@@ -26,6 +59,7 @@ pub struct Classifier {
     pub head: Linear,
     /// How tokens are pooled.
     pub pool: Pool,
+    whole: WholeImages,
 }
 module!(Classifier { trunk, norm, head });
 
@@ -47,6 +81,7 @@ impl Classifier {
                 bias: Some(head.param("bias", [classes], Init::Zeros)?),
             },
             pool,
+            whole: WholeImages::default(),
         })
     }
 
@@ -54,8 +89,9 @@ impl Classifier {
     fn encode(&self, tape: &Tape, images: &Var, norm: Option<&Tensor>, drops: &[Drops]) -> Result<Var> {
         let [batch, ..] = images.value().dims::<4>("encode", "images")?;
         let (patches, device) = (self.trunk.config.patches()?, images.value().device());
-        let x = self.trunk.embed(tape, images, norm, &PatchIds::all(batch, patches, device)?)?;
-        self.trunk.run(tape, x, &Sequences::uniform(batch, patches + 1, device)?, drops)
+        let layout = self.whole.get(batch, patches, device)?;
+        let x = self.trunk.embed(tape, images, norm, &layout.ids)?;
+        self.trunk.run(tape, x, &layout.seqs, drops)
     }
 
     /// What the head sees: `[B, embed_dim]`. `drops`: stochastic depth, one entry per block, or empty.
@@ -66,9 +102,8 @@ impl Classifier {
             Pool::Mean => self.norm.forward(tape, &ops::mean_pool::mean_pool(tape, &x, rows, 1)?),
             Pool::Cls => {
                 // Only the class rows go through the norm: the others would be thrown away.
-                let class_rows: Vec<i32> = (0..batch).map(|i| (i * rows) as i32).collect();
-                let class_rows = Tensor::from_slice(&class_rows, [batch], images.value().device())?;
-                self.norm.forward(tape, &ops::gather_rows::gather_rows(tape, &x, &class_rows)?)
+                let layout = self.whole.get(batch, rows - 1, images.value().device())?;
+                self.norm.forward(tape, &ops::gather_rows::gather_rows(tape, &x, &layout.class_rows)?)
             }
         }
     }

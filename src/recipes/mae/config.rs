@@ -165,7 +165,7 @@ pub fn check_ranges(values: &[(&str, f64, RangeInclusive<f64>)]) -> Result<()> {
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 pub struct Config {
     /// Folder of images: JPEG, PNG, WebP, with or without class folders
-    #[arg(required_unless_present = "resume")]
+    #[arg(required = false, required_unless_present = "resume")]
     pub data: PathBuf,
     /// Run folder to create: config.toml, metrics.jsonl, tensorboard, checkpoints, pictures, model.safetensors
     #[arg(long, short, default_value = "runs/mae")]

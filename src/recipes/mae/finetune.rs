@@ -12,23 +12,23 @@ use super::{Sizes, load};
 use crate::checkpoint::StateDict;
 use crate::data::mixup::{Mix, Mixing, mix, soft_targets};
 use crate::data::{Batch, Folder, Purpose, Source, Stream};
-use crate::nn::Module;
+use crate::nn::{Drops, Module};
 use crate::ops::cross_entropy::{Targets, cross_entropy};
 use crate::optim::schedule::scaled_lr;
-use crate::recipes::{Numbers, Task};
+use crate::recipes::{Inputs, Numbers, Task};
 use crate::{Error, Grads, Result, Tape, Tensor, Var};
 
 /// Everything a fine-tuning run depends on: the flags of `ocellus finetune`. Defaults are those of ViT-B in the paper.
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 pub struct FinetuneConfig {
     /// Pre-trained weights: a run folder, a Hugging Face folder, .safetensors or .pth
-    #[arg(required_unless_present = "resume")]
+    #[arg(required = false, required_unless_present = "resume")]
     pub model: PathBuf,
     /// Class folder of training images
-    #[arg(required_unless_present = "resume")]
+    #[arg(required = false, required_unless_present = "resume")]
     pub train: PathBuf,
     /// Class folder of validation images
-    #[arg(required_unless_present = "resume")]
+    #[arg(required = false, required_unless_present = "resume")]
     pub val: PathBuf,
     /// Run folder to create
     #[arg(long, short, default_value = "runs/finetune")]
@@ -212,8 +212,23 @@ impl Finetune {
     }
 }
 
+/// Mixed images, their targets, and what stochastic depth drops.
+pub struct FinetuneInputs {
+    images: Tensor,
+    targets: Tensor,
+    drops: Vec<Drops>,
+}
+
+impl Inputs for FinetuneInputs {
+    fn tensors(&mut self) -> Vec<&mut Tensor> {
+        let drops = self.drops.iter_mut().flat_map(|d| [&mut d.attn, &mut d.mlp]).flatten();
+        [&mut self.images, &mut self.targets].into_iter().chain(drops).collect()
+    }
+}
+
 impl Task for Finetune {
     type Value = f32;
+    type Inputs = FinetuneInputs;
 
     fn module(&mut self) -> &mut dyn Module {
         &mut self.model
@@ -225,7 +240,7 @@ impl Task for Finetune {
         Ok(weights)
     }
 
-    fn micro_step(&mut self, batch: &Batch<f32>, scale: f64, grads: &mut Grads) -> Result<f64> {
+    fn inputs(&mut self, batch: &Batch<f32>) -> Result<FinetuneInputs> {
         self.score = None; // the weights are about to change
         let (count, device) = (batch.labels.len(), self.norm.device());
         let shape @ [_, _, height, width] = self.model.trunk.config.images(count);
@@ -234,18 +249,20 @@ impl Task for Finetune {
         let how = if self.mixing.probability > 0.0 { self.mixing.draw(&mut rng, width, height) } else { Mix::NONE };
         mix(&mut values, count, width, height, &how)?;
         let targets = soft_targets(&batch.labels, self.classes, self.mixing.smoothing, how.lam)?;
-        let targets = Tensor::from_slice(&targets, [count, self.classes], device)?;
-        let images = Tensor::from_slice(&values, shape, device)?;
         let mut rng = Stream::new(self.seed, Purpose::DROP, batch.epoch, batch.step_in_epoch);
-        let dropped = drops(&self.rates, device, |_, _| (0..count).map(|_| rng.unit_f32()).collect())?;
+        Ok(FinetuneInputs {
+            images: Tensor::from_slice(&values, shape, device)?,
+            targets: Tensor::from_slice(&targets, [count, self.classes], device)?,
+            drops: drops(&self.rates, device, |_, _| (0..count).map(|_| rng.unit_f32()).collect())?,
+        })
+    }
+
+    fn micro_step(&mut self, inputs: &FinetuneInputs, scale: f64, grads: &mut Grads) -> Result<Tensor> {
         let tape = Tape::new();
-        let logits = self.model.forward(&tape, &Var::constant(images), None, &dropped)?;
-        let loss = cross_entropy(&tape, &logits, Targets::Soft(&targets), 0.0)?;
-        let value = loss.value().item()?;
-        if value.is_finite() {
-            tape.backward_scaled(&loss, scale, grads)?;
-        }
-        Ok(value)
+        let logits = self.model.forward(&tape, &Var::constant(inputs.images.clone()), None, &inputs.drops)?;
+        let loss = cross_entropy(&tape, &logits, Targets::Soft(&inputs.targets), 0.0)?;
+        tape.backward_scaled(&loss, scale, grads)?;
+        Ok(loss.value().clone())
     }
 
     fn end_of_epoch(&mut self, _epoch: u64) -> Result<Numbers> {

@@ -4,7 +4,7 @@ use super::Sizes;
 use crate::data::masks::Masking;
 use crate::nn::pos_embed::sincos_2d;
 use crate::nn::vit::{PatchIds, Vit};
-use crate::nn::{Block, Builder, Drops, Init, LayerNorm, Linear, Sequences};
+use crate::nn::{Block, Builder, Drops, Init, LayerNorm, Linear, UniformSequences};
 use crate::{Device, Param, Result, Tape, Tensor, Var, module, ops};
 
 /// Which patches are kept and which are reconstructed, on the device.
@@ -14,6 +14,8 @@ pub struct MaskIds {
     pub kept: PatchIds,
     /// `[B, L - K]` i32, ascending.
     pub masked: Tensor,
+    /// Rows of the removed patches in the decoder.
+    pub rows: Tensor,
 }
 
 impl MaskIds {
@@ -21,7 +23,9 @@ impl MaskIds {
     pub fn new(masking: &Masking, batch: usize, device: &Device) -> Result<Self> {
         let len = masking.ids_restore.len() / batch.max(1);
         let ids = |v: &[i32], n: usize| Tensor::from_slice(v, [batch, n], device);
+        let rows = decoder_rows(&masking.ids_masked, batch, len);
         Ok(Self {
+            rows: Tensor::from_slice(&rows, [rows.len()], device)?,
             kept: PatchIds { keep: ids(&masking.ids_keep, masking.keep)?, restore: ids(&masking.ids_restore, len)? },
             masked: ids(&masking.ids_masked, len - masking.keep)?,
         })
@@ -49,6 +53,8 @@ pub struct Mae {
     pub decoder_pred: Linear,
     /// Whether targets are normalised per patch.
     pub norm_pix_loss: bool,
+    kept_seqs: UniformSequences,
+    all_seqs: UniformSequences,
 }
 module!(Mae {
     encoder,
@@ -85,13 +91,15 @@ impl Mae {
             decoder_norm: LayerNorm::new(&b.pp("decoder_norm"), dim, sizes.eps)?,
             decoder_pred: Linear::new(&b.pp("decoder_pred"), dim, vit.patch * vit.patch * vit.channels)?,
             norm_pix_loss,
+            kept_seqs: UniformSequences::default(),
+            all_seqs: UniformSequences::default(),
         })
     }
 
     /// Latent tokens of the kept patches, class token first: `[B (K + 1), embed_dim]`.
     pub fn encode(&self, tape: &Tape, images: &Var, norm: Option<&Tensor>, ids: &PatchIds) -> Result<Var> {
         let [batch, keep] = ids.keep.dims("encode", "ids.keep")?;
-        let seqs = Sequences::uniform(batch, keep + 1, images.value().device())?;
+        let seqs = self.kept_seqs.get(batch, keep + 1, images.value().device())?;
         let x = self.encoder.embed(tape, images, norm, ids)?;
         let x = self.encoder.run(tape, x, &seqs, &[])?;
         self.norm.forward(tape, &x)
@@ -100,7 +108,7 @@ impl Mae {
     /// Decoder tokens before the last norm, class row first: `[B (L + 1), decoder_embed_dim]`.
     fn decode(&self, tape: &Tape, latent: &Var, ids_restore: &Tensor) -> Result<Var> {
         let [batch, len] = ids_restore.dims("decode", "ids_restore")?;
-        let seqs = Sequences::uniform(batch, len + 1, latent.value().device())?;
+        let seqs = self.all_seqs.get(batch, len + 1, latent.value().device())?;
         let z = self.decoder_embed.forward(tape, latent, None)?;
         let (token, pos) = (tape.param(&self.mask_token), tape.param(&self.decoder_pos_embed));
         let mut x = ops::masked_scatter::masked_scatter(tape, &z, &token, &pos, ids_restore)?;
@@ -115,12 +123,19 @@ impl Mae {
         Ok(x)
     }
 
-    /// Predicted values of the patches `ids: [B, M]`: `[B M, P]`. Rows nobody asks for are neither normalised nor
-    /// projected.
-    pub fn predict(&self, tape: &Tape, latent: &Var, ids_restore: &Tensor, ids: &Tensor) -> Result<Var> {
+    /// Predicted values of all patches: `[B L, P]`.
+    pub fn predict_all(&self, tape: &Tape, latent: &Var, ids_restore: &Tensor) -> Result<Var> {
+        let [batch, len] = ids_restore.dims("predict", "ids_restore")?;
+        let ids: Vec<i32> = (0..batch).flat_map(|_| 0..len as i32).collect();
+        let rows = decoder_rows(&ids, batch, len);
+        self.predict(tape, latent, ids_restore, &Tensor::from_slice(&rows, [rows.len()], ids_restore.device())?)
+    }
+
+    /// Predicted values of the patches in these `rows: [R]` of the decoder (see [`MaskIds`]): `[R, P]`. Rows nobody asks
+    /// for are neither normalised nor projected.
+    pub fn predict(&self, tape: &Tape, latent: &Var, ids_restore: &Tensor, rows: &Tensor) -> Result<Var> {
         let x = self.decode(tape, latent, ids_restore)?;
-        let rows = decoder_rows(ids, ids_restore.shape()[1])?;
-        let x = ops::gather_rows::gather_rows(tape, &x, &rows)?;
+        let x = ops::gather_rows::gather_rows(tape, &x, rows)?;
         self.decoder_pred.forward(tape, &self.decoder_norm.forward(tape, &x)?, None)
     }
 
@@ -129,20 +144,14 @@ impl Mae {
     /// `images`: `[B, C, H, W]` u8 (with `norm`) or normalised floats (without).
     pub fn loss(&self, tape: &Tape, images: &Var, norm: Option<&Tensor>, ids: &MaskIds) -> Result<Var> {
         let latent = self.encode(tape, images, norm, &ids.kept)?;
-        let pred = self.predict(tape, &latent, &ids.kept.restore, &ids.masked)?;
+        let pred = self.predict(tape, &latent, &ids.kept.restore, &ids.rows)?;
         let patch = self.encoder.config.patch;
         ops::masked_mse::masked_mse(tape, &pred, images.value(), norm, &ids.masked, patch, self.norm_pix_loss)
     }
 }
 
 /// Rows of the decoder's output `[B (L + 1), ..]` that belong to the patches `ids: [B, M]`.
-fn decoder_rows(ids: &Tensor, len: usize) -> Result<Tensor> {
-    let [_, count] = ids.dims("predict", "ids")?;
-    let rows: Vec<i32> = ids
-        .to_vec::<i32>()?
-        .into_iter()
-        .enumerate()
-        .map(|(i, id)| (i / count.max(1) * (len + 1)) as i32 + 1 + id)
-        .collect();
-    Tensor::from_slice(&rows, [rows.len()], ids.device())
+fn decoder_rows(ids: &[i32], batch: usize, len: usize) -> Vec<i32> {
+    let count = (ids.len() / batch.max(1)).max(1);
+    ids.iter().enumerate().map(|(i, id)| (i / count * (len + 1)) as i32 + 1 + id).collect()
 }

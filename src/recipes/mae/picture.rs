@@ -4,7 +4,6 @@ use super::{Mae, MaskIds};
 use crate::data::augment::{IMAGENET_MEAN, IMAGENET_STD, Normalise};
 use crate::data::masks::random_masking;
 use crate::data::{Image, Purpose, Stream, contact};
-use crate::nn::vit::PatchIds;
 use crate::ops::masked_mse;
 use crate::ops::patchify::unpatchify;
 use crate::{Device, Result, Tape, Tensor, Var};
@@ -52,8 +51,7 @@ pub fn reconstruct(
     let images = Tensor::from_slice(values, shape, device)?;
     let tape = Tape::no_grad();
     let latent = model.encode(&tape, &Var::constant(images.clone()), None, &ids.kept)?;
-    let every = PatchIds::all(batch, len, device)?.keep;
-    let pred = model.predict(&tape, &latent, &ids.kept.restore, &every)?;
+    let pred = model.predict_all(&tape, &latent, &ids.kept.restore)?;
     let mut pred: Vec<f32> = pred.value().to_f64()?.into_iter().map(|x| x as f32).collect();
     let values_per_patch = patch * patch * channels;
     if model.norm_pix_loss {

@@ -6,7 +6,7 @@ use crate::data::augment::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::data::masks::random_masking;
 use crate::data::{Batch, Image, Purpose, Stream};
 use crate::nn::{Builder, Module};
-use crate::recipes::Task;
+use crate::recipes::{Inputs, Task};
 use crate::{DType, Device, Grads, Result, Tape, Tensor, Var};
 
 /// Pre-training of one model.
@@ -46,8 +46,22 @@ impl Pretrain {
     }
 }
 
+/// Images and their masks.
+pub struct PretrainInputs {
+    images: Tensor,
+    ids: MaskIds,
+}
+
+impl Inputs for PretrainInputs {
+    fn tensors(&mut self) -> Vec<&mut Tensor> {
+        let MaskIds { kept, masked, rows } = &mut self.ids;
+        vec![&mut self.images, &mut kept.keep, &mut kept.restore, masked, rows]
+    }
+}
+
 impl Task for Pretrain {
     type Value = u8;
+    type Inputs = PretrainInputs;
 
     fn module(&mut self) -> &mut dyn Module {
         &mut self.model
@@ -59,19 +73,19 @@ impl Task for Pretrain {
         Ok(weights)
     }
 
-    fn micro_step(&mut self, batch: &Batch<u8>, scale: f64, grads: &mut Grads) -> Result<f64> {
+    fn inputs(&mut self, batch: &Batch<u8>) -> Result<PretrainInputs> {
         let count = batch.labels.len();
         let shape = self.model.encoder.config.images(count);
         let images = Tensor::from_slice(&batch.images, shape, self.norm.device())?;
-        let ids = self.masks(batch.epoch, batch.step_in_epoch, count)?;
+        Ok(PretrainInputs { images, ids: self.masks(batch.epoch, batch.step_in_epoch, count)? })
+    }
+
+    fn micro_step(&mut self, inputs: &PretrainInputs, scale: f64, grads: &mut Grads) -> Result<Tensor> {
         let tape = Tape::new();
-        let loss = self.model.loss(&tape, &Var::constant(images), Some(&self.norm), &ids)?;
-        let value = loss.value().item()?;
-        if !value.is_finite() {
-            return Ok(value); // the loop stops with an explanation; a backward pass would only hide the cause
-        }
+        let images = Var::constant(inputs.images.clone());
+        let loss = self.model.loss(&tape, &images, Some(&self.norm), &inputs.ids)?;
         tape.backward_scaled(&loss, scale, grads)?;
-        Ok(value)
+        Ok(loss.value().clone())
     }
 
     fn picture(&self) -> Result<Option<(&'static str, Image)>> {

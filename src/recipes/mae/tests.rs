@@ -3,7 +3,6 @@
 use super::classifier::{Classifier, Pool, drop_rates, drops};
 use super::{Mae, MaskIds, Sizes};
 use crate::data::masks::{Masking, random_masking};
-use crate::nn::vit::PatchIds;
 use crate::nn::{Builder, Drops, Module};
 use crate::ops::adamw::Hyper;
 use crate::ops::cross_entropy::{Targets, cross_entropy};
@@ -144,8 +143,7 @@ fn the_order_of_kept_tokens_does_not_matter() -> Result<()> {
     for (row_a, row_b) in [(0, 0), (1, 2), (2, 3), (3, 1)] {
         assert_close(&in_a[row_a], &in_b[row_b]);
     }
-    let every = PatchIds::all(1, LEN, &Device::Cpu)?.keep;
-    let pred = |m: &Masking, x: &Var| model.predict(&tape, x, &ids(m).kept.restore, &every)?.value().to_f64();
+    let pred = |m: &Masking, x: &Var| model.predict_all(&tape, x, &ids(m).kept.restore)?.value().to_f64();
     assert_close(&pred(&a, &x)?, &pred(&b, &y)?);
     let loss = |m: &Masking| model.loss(&tape, &images, None, &ids(m))?.value().to_f64();
     assert_close(&loss(&a)?, &loss(&b)?);
@@ -161,8 +159,7 @@ fn the_mask_token_collects_the_gradient_of_removed_rows() -> Result<()> {
         let kept = ids(&masking).kept;
         let (tape, mut grads) = (Tape::new(), Grads::new());
         let latent = model.encode(&tape, &Var::constant(images(1, 54)), None, &kept)?;
-        let every = PatchIds::all(1, LEN, &Device::Cpu)?.keep;
-        let pred = model.predict(&tape, &latent, &kept.restore, &every)?;
+        let pred = model.predict_all(&tape, &latent, &kept.restore)?;
         tape.backward(&pred, random(pred.value().shape(), 55), &mut grads)?;
         let rows = grads.get(&model.decoder_pos_embed).unwrap().to_f64()?;
         let mut sum = vec![0.0; 8];
@@ -183,11 +180,10 @@ fn every_patch_is_predicted_however_many_are_kept() -> Result<()> {
         let masking = masking(&NOISE, ratio);
         let ids = ids(&masking);
         let latent = model.encode(&tape, &images, None, &ids.kept)?;
-        let every = PatchIds::all(2, LEN, &Device::Cpu)?.keep;
-        let all = model.predict(&tape, &latent, &ids.kept.restore, &every)?.value().clone();
+        let all = model.predict_all(&tape, &latent, &ids.kept.restore)?.value().clone();
         assert_eq!(all.shape().rows_cols(), (2 * LEN, values), "ratio {ratio}");
         // Rows that are asked for are those of all.
-        let some = model.predict(&tape, &latent, &ids.kept.restore, &ids.masked)?.value().to_f64()?;
+        let some = model.predict(&tape, &latent, &ids.kept.restore, &ids.rows)?.value().to_f64()?;
         let all = all.to_f64()?;
         let expected: Vec<f64> = masking
             .mask
