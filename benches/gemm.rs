@@ -10,9 +10,10 @@ mod support;
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use ocellus::bench::{random, sets};
 use ocellus::device::gemm::{GemmSpec, Layout, gemm};
 use ocellus::{DType, Device, Tensor};
-use support::{devices, random, run, sets, time};
+use support::{devices, run, time};
 
 /// Rows, outputs and inputs of layers: ViT-L encoder of MAE at batch size 256 (qkv, proj, fc1, fc2), its decoder,
 /// DINOv2 S/14, the patch embedding, and the square product. The CPU runs the first four, of the tiny recipe.
@@ -67,10 +68,11 @@ struct Turns {
 impl Turns {
     fn new(layout: &Layout, bias: bool, device: &Device) -> Self {
         let Layout { m, n, k, input, output, .. } = *layout;
-        let first = [random(&[m, k], input, device), random(&[k, n], input, device), random(&[m, n], output, device)];
+        let random = |shape: &[usize], dtype| random(shape, dtype, device).unwrap();
+        let first = [random(&[m, k], input), random(&[k, n], input), random(&[m, n], output)];
         let bytes: usize = first.iter().map(Tensor::bytes).sum();
         let copy = |_| first.each_ref().map(|t| t.deep_clone().unwrap());
-        let bias = bias.then(|| random(&[n], input, device));
+        let bias = bias.then(|| random(&[n], input));
         Self { sets: (0..sets(bytes)).map(copy).collect(), bias }
     }
 

@@ -13,14 +13,14 @@
 
 mod support;
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use ocellus::ops::{Case, Operand, Role, Run, cases};
-use ocellus::testing::operands;
-use ocellus::{DType, Device, Grads, Tape, Tensor};
-use support::{devices, random, run, sets, time};
+use ocellus::bench::{Inputs, random, sets};
+use ocellus::ops::{Case, Role, Run, cases};
+use ocellus::{DType, Device, Tape, Tensor};
+use support::{devices, run, time};
 
 fn ops(c: &mut Criterion) {
     for (device, dtypes) in devices() {
@@ -34,13 +34,13 @@ fn bench(c: &mut Criterion, case: &Case, dtype: DType, device: &Device) {
     let bytes = (case.bytes)(dtype);
     let traffic = if case.flops > 0 { Throughput::Elements(case.flops) } else { Throughput::Bytes(bytes) };
     let inputs = OnceCell::new(); // made when the first of these passes the filter
-    let inputs = || inputs.get_or_init(|| Inputs::new(case, dtype, device));
+    let inputs = || inputs.get_or_init(|| RefCell::new(Inputs::new(case, dtype, device).unwrap())).borrow_mut();
     let mut forward = |what, f: &Run| {
         run(c, case.op, [what, &case.id], dtype, device, Some(traffic.clone()), |b| {
-            let inputs = inputs();
-            time(b, device, |i| {
+            let mut inputs = inputs();
+            time(b, device, |_| {
                 let tape = Tape::new();
-                black_box(f(&tape, &inputs.vars(&tape, i)).unwrap());
+                black_box(f(&tape, &inputs.next(&tape)).unwrap());
             });
         });
     };
@@ -50,13 +50,13 @@ fn bench(c: &mut Criterion, case: &Case, dtype: DType, device: &Device) {
     }
     if case.inputs.iter().any(|input| input.role != Role::Constant) {
         run(c, case.op, ["step", &case.id], dtype, device, None, |b| {
-            let inputs = inputs();
-            time(b, device, |i| inputs.step(case, i));
+            let mut inputs = inputs();
+            time(b, device, |_| inputs.step(case).unwrap());
         });
     }
     if bytes > 0 {
         run(c, case.op, ["copy", &case.id], dtype, device, Some(Throughput::Bytes(bytes)), |b| {
-            let from = random(&[bytes.div_ceil(8) as usize], DType::F32, device); // read and written
+            let from = random(&[bytes.div_ceil(8) as usize], DType::F32, device).unwrap(); // read and written
             let mut pairs: Vec<[Tensor; 2]> =
                 (0..sets(2 * from.bytes())).map(|_| [(); 2].map(|()| from.deep_clone().unwrap())).collect();
             time(b, device, |i| {
@@ -65,42 +65,6 @@ fn bench(c: &mut Criterion, case: &Case, dtype: DType, device: &Device) {
                 to.copy_from(black_box(from)).unwrap();
             });
         });
-    }
-}
-
-/// Input sets that take turns.
-struct Inputs {
-    sets: Vec<Vec<Operand>>,
-    /// Which output the sweep starts from, and its gradient; `None` if no input has one.
-    seed: Option<(usize, Tensor)>,
-}
-
-impl Inputs {
-    fn new(case: &Case, dtype: DType, device: &Device) -> Self {
-        let first = operands(case, dtype, dtype, device).unwrap();
-        let bytes: usize = first.iter().map(Tensor::bytes).sum();
-        let copy = |_| {
-            let operands = case.inputs.iter().zip(&first);
-            operands.map(|(input, t)| input.operand(t.deep_clone().unwrap()).unwrap()).collect()
-        };
-        let mut inputs = Self { sets: (0..sets(bytes)).map(copy).collect(), seed: None };
-        let tape = Tape::new();
-        let outputs = (case.run)(&tape, &inputs.vars(&tape, 0)).unwrap();
-        let last = outputs.iter().rposition(|y| y.slot().is_some());
-        inputs.seed = last.map(|i| (i, outputs[i].value().deep_clone().unwrap())); // as good as any gradient
-        inputs
-    }
-
-    fn vars(&self, tape: &Tape, turn: usize) -> Vec<ocellus::Var> {
-        self.sets[turn % self.sets.len()].iter().map(|operand| operand.on(tape)).collect()
-    }
-
-    fn step(&self, case: &Case, turn: usize) {
-        let Some((output, seed)) = &self.seed else { return };
-        let (tape, mut grads) = (Tape::new(), Grads::new());
-        let y = (case.run)(&tape, &self.vars(&tape, turn)).unwrap().swap_remove(*output);
-        tape.backward(&y, seed.clone(), &mut grads).unwrap();
-        black_box(grads);
     }
 }
 

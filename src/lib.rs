@@ -37,6 +37,8 @@
 //! ```
 #![deny(unsafe_code)]
 
+#[doc(hidden)]
+pub mod bench;
 pub mod checkpoint;
 pub mod data;
 pub mod device;

@@ -379,6 +379,7 @@ fn help_explains_every_flag() {
         &["embed"],
         &["visualize", "mae"],
         &["data", "synth"],
+        &["bench"],
         &["info"],
     ];
     for command in all {
@@ -396,7 +397,7 @@ fn help_explains_every_flag() {
     for default in ["0.75", "800", "64", "0.00015", "0.05", "0.95", "base", "runs/mae", "500"] {
         names(&help, &[&format!("[default: {default}]")]);
     }
-    names(&help, &["Image side in pixels", "Steps between checkpoints", "--resume <RUN>", "<DATA>"]);
+    names(&help, &["Image side in pixels", "Steps between checkpoints", "--resume <RUN>", "[DATA]"]);
     names(&succeed(ocellus(&["--help"])).0, &["Examples:", "pretrain", "finetune", "visualize"]);
     assert!(fail(ocellus(&["pretrain", "mea"])).contains("mea"));
 }
@@ -427,4 +428,16 @@ fn info_and_generated_data() {
     succeed(ocellus(&again));
     let captions = |set: &str| fs::read(place.path(set).join("captions.jsonl")).unwrap();
     assert_eq!(captions("data"), captions("again"));
+}
+
+#[test]
+fn bench_prints_a_table_and_figures() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("figures.jsonl");
+    let (out, _) = succeed(ocellus(&["bench", "mean_pool", "--json", json.to_str().unwrap()]));
+    names(&out, &["copy", "matrix product", "operation", "of floor", "mean_pool", "GB/s"]);
+    let figures = std::fs::read_to_string(&json).unwrap();
+    let row: serde_json::Value = serde_json::from_str(figures.lines().next().unwrap()).unwrap();
+    assert!(row["op"] == "mean_pool" && row["forward"].as_f64().unwrap() > 0.0);
+    assert!(fail(ocellus(&["bench", "mean_poll"])).contains("operations: adamw"));
 }

@@ -25,10 +25,11 @@ const CHAIN: [&[&str]; 10] = [
 ];
 
 /// Modules beside the chain: the last link of it that they may import, and which of their kind.
-const SIDE: [(&str, &str, &[&str]); 4] = [
+const SIDE: [(&str, &str, &[&str]); 5] = [
     ("data", "tensor", &[]),
     ("checkpoint", "optim", &[]),
     ("eval", "recipes", &["data", "checkpoint"]),
+    ("bench", "ops", &["testing"]),
     ("testing", "ops", &[]), // tests import it; `ops` gives it `Case`
 ];
 
@@ -36,7 +37,7 @@ const SIDE: [(&str, &str, &[&str]); 4] = [
 const SIDE_USERS: [(&str, &[&str]); 4] = [
     ("recipes", &["data", "checkpoint"]),
     ("train", &["data", "checkpoint", "eval"]),
-    ("cli", &["data", "checkpoint", "eval"]),
+    ("cli", &["data", "checkpoint", "eval", "bench"]),
     ("main", &["data", "checkpoint", "eval"]),
 ];
 

@@ -16,6 +16,7 @@ macro_rules! say_err {
     }};
 }
 
+mod bench;
 mod eval;
 mod finetune;
 mod info;
@@ -49,6 +50,7 @@ Examples:
   ocellus eval knn runs/scenes scenes/train scenes/val     how good the features are
   ocellus finetune runs/scenes scenes/train scenes/val     a classifier from them
   ocellus visualize mae runs/scenes scenes/val             original | masked | reconstruction | pasted
+  ocellus bench layer_norm                                 kernels beside the floor
   ocellus info                                             devices, kernels, what is missing";
 
 #[derive(Subcommand)]
@@ -69,6 +71,8 @@ enum Command {
     /// Make data
     #[command(subcommand)]
     Data(Data),
+    /// Time the operations at the recipes' shapes, beside what the device can do at most
+    Bench(bench::Flags),
     /// Show devices, compiled kernels and what is missing
     Info,
 }
@@ -186,6 +190,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Embed(flags) => eval::embed(flags, &cli.machine)?,
         Command::Visualize(Visualize::Mae(flags)) => visualize::mae(flags, &cli.machine)?,
         Command::Data(Data::Synth(flags)) => synth::synth(flags)?,
+        Command::Bench(flags) => bench::bench(flags, &cli.machine)?,
         Command::Info => info::info(),
     }
     Ok(ExitCode::SUCCESS)
