@@ -134,6 +134,7 @@ mod tests {
     use crate::ops::adamw::Hyper;
     use crate::optim::Rules;
     use crate::recipes::mae::{Config, Pretrain, Sizes};
+    use crate::testing::devices;
 
     fn sizes() -> Sizes {
         Sizes {
@@ -157,11 +158,11 @@ mod tests {
         Batch { images, labels: vec![0; 2], indices: vec![0; 2], epoch: 0, step_in_epoch: step }
     }
 
-    fn task(dtype: DType) -> Pretrain {
+    fn task(dtype: DType, device: &Device) -> Pretrain {
         let flags = Config::augment_args(clap::Command::new("pretrain").arg(clap::Arg::new("resume").long("resume")))
             .get_matches_from(["pretrain", "images"]);
         let config = Config::from_arg_matches(&flags).unwrap();
-        Pretrain::new(&config, sizes(), &Device::emulated().unwrap(), dtype, vec![]).unwrap()
+        Pretrain::new(&config, sizes(), device, dtype, vec![]).unwrap()
     }
 
     /// Reads a value back in the middle of its step, which nobody can record.
@@ -192,7 +193,7 @@ mod tests {
 
     /// Losses, norms and weights of some updates; `keep` holds clones of the weights during one of them.
     fn train<T: Task<Value = u8>>(mut task: T, mode: Mode, accum: u64, keep: bool) -> (Vec<u64>, Vec<f64>, Mode) {
-        let device = Device::emulated().unwrap();
+        let device = task.module().params()[0].master.device().clone();
         let mut optimizer = AdamW::new(Hyper { beta1: 0.9, beta2: 0.95, eps: 1e-8 }, Rules::pretraining(0.05));
         let mut stepper = Stepper::new(&device);
         stepper.mode = mode;
@@ -214,12 +215,10 @@ mod tests {
 
     #[test]
     fn a_recorded_step_is_the_step() {
-        if Device::emulated().is_err() {
-            return;
-        }
-        for (dtype, accum, keep) in [(DType::F32, 1, false), (DType::BF16, 3, false), (DType::F32, 2, true)] {
-            let (numbers, weights, mode) = train(task(dtype), Mode::Warm, accum, keep);
-            let (expected, eager, _) = train(task(dtype), Mode::Eager, accum, keep);
+        let cases = [(DType::F32, 1, false), (DType::BF16, 3, false), (DType::F32, 2, true)];
+        for (device, (dtype, accum, keep)) in devices().iter().flat_map(|device| cases.map(|case| (device, case))) {
+            let (numbers, weights, mode) = train(task(dtype, device), Mode::Warm, accum, keep);
+            let (expected, eager, _) = train(task(dtype, device), Mode::Eager, accum, keep);
             assert_eq!(mode, Mode::Graph);
             assert_eq!(numbers, expected);
             assert!(weights == eager);
@@ -228,13 +227,12 @@ mod tests {
 
     #[test]
     fn what_cannot_be_recorded_runs_launch_by_launch() {
-        if Device::emulated().is_err() {
-            return;
+        for device in &devices() {
+            let (numbers, weights, mode) = train(ReadsBack(task(DType::F32, device)), Mode::Warm, 2, false);
+            let (expected, eager, _) = train(task(DType::F32, device), Mode::Eager, 2, false);
+            assert_eq!(mode, Mode::Eager);
+            assert_eq!(numbers, expected);
+            assert!(weights == eager);
         }
-        let (numbers, weights, mode) = train(ReadsBack(task(DType::F32)), Mode::Warm, 2, false);
-        let (expected, eager, _) = train(task(DType::F32), Mode::Eager, 2, false);
-        assert_eq!(mode, Mode::Eager);
-        assert_eq!(numbers, expected);
-        assert!(weights == eager);
     }
 }

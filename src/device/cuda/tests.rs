@@ -84,7 +84,7 @@ fn memory_is_written_filled_copied_and_counted() {
     let mut b = device.alloc(bytes.len()).expect("allocation");
     assert!(device.usage().expect("usage").0 >= 2 * bytes.len());
     a.upload(&bytes).expect("upload");
-    b.zero().expect("fill");
+    b.fill([0; 4]).expect("fill");
     assert!(read(&b).iter().all(|&x| x == 0));
     b.copy_from(&a).expect("copy");
     drop(a);
@@ -133,7 +133,7 @@ fn time_between_marks_passes() {
     let Some(device) = gpu() else { return };
     let mut buffer = device.alloc(64 << 20).expect("allocation");
     let from = device.mark().expect("mark");
-    buffer.fill(1).expect("fill");
+    buffer.fill([1; 4]).expect("fill");
     let to = device.mark().expect("mark");
     assert!(device.elapsed_ms(&from, &to).expect("elapsed") > 0.0);
 }
