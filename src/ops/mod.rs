@@ -18,6 +18,7 @@ pub mod grad_norm;
 mod indices;
 pub mod lars;
 pub mod layer_norm;
+pub mod layer_scale;
 pub mod linear;
 pub mod masked_gather;
 pub mod masked_mse;
@@ -50,6 +51,7 @@ pub fn cases() -> Vec<Case> {
         grad_norm::cases(),
         lars::cases(),
         layer_norm::cases(),
+        layer_scale::cases(),
         linear::cases(),
         masked_gather::cases(),
         masked_mse::cases(),
