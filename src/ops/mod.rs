@@ -30,6 +30,7 @@ mod pixels;
 pub mod residual;
 pub mod scale;
 pub mod softmax;
+pub mod swiglu;
 
 pub use case::{Case, Fill, Input, Operand, Role, Run};
 pub use patchify::{patchify, unpatchify};
@@ -60,6 +61,7 @@ pub fn cases() -> Vec<Case> {
         residual::cases(),
         scale::cases(),
         softmax::cases(),
+        swiglu::cases(),
     ]
     .into_iter()
     .flatten()
