@@ -16,6 +16,7 @@ pub mod gather_rows;
 pub mod gelu;
 pub mod grad_norm;
 mod indices;
+pub mod koleo;
 pub mod lars;
 pub mod layer_norm;
 pub mod layer_scale;
@@ -31,6 +32,7 @@ pub mod residual;
 pub mod scale;
 pub mod softmax;
 pub mod swiglu;
+pub mod weight_norm;
 
 pub use case::{Case, Fill, Input, Operand, Role, Run};
 pub use patchify::{patchify, unpatchify};
@@ -50,6 +52,7 @@ pub fn cases() -> Vec<Case> {
         gather_rows::cases(),
         gelu::cases(),
         grad_norm::cases(),
+        koleo::cases(),
         lars::cases(),
         layer_norm::cases(),
         layer_scale::cases(),
@@ -62,6 +65,7 @@ pub fn cases() -> Vec<Case> {
         scale::cases(),
         softmax::cases(),
         swiglu::cases(),
+        weight_norm::cases(),
     ]
     .into_iter()
     .flatten()
