@@ -29,6 +29,7 @@ pub mod multi_tensor;
 pub mod patchify;
 mod pixels;
 pub mod residual;
+pub mod rope;
 pub mod scale;
 pub mod softmax;
 pub mod swiglu;
@@ -62,6 +63,7 @@ pub fn cases() -> Vec<Case> {
         masked_scatter::cases(),
         mean_pool::cases(),
         residual::cases(),
+        rope::cases(),
         scale::cases(),
         softmax::cases(),
         swiglu::cases(),

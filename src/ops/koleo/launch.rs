@@ -77,7 +77,13 @@ fn check_cols(x: &Tensor, cols: usize) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn normalise(x: &Tensor, first: usize, dims: Dims, y: &mut Tensor, stats: Option<&mut Tensor>) -> Result<()> {
+pub(super) fn normalise(
+    x: &Tensor,
+    first: usize,
+    dims: Dims,
+    y: &mut Tensor,
+    stats: Option<&mut Tensor>,
+) -> Result<()> {
     check_cols(x, dims.cols)?;
     let [rows, cols] = y.dims(OP, "x")?;
     let args = NormaliseArgs {

@@ -136,7 +136,9 @@ pub fn backward(dloss: &Tensor, x: &Tensor, saved: &Saved, groups: usize) -> Res
     let dims = Dims::check(x, groups)?;
     let acc = x.dtype().accumulate();
     let operands = [("dloss", dloss, &[1][..], acc), ("stats", &saved.stats, &[dims.rows, 2], acc)];
-    for (arg, t, shape, dtype) in operands.into_iter().chain([("neighbours", &saved.neighbours, &[dims.rows][..], DType::I32)]) {
+    for (arg, t, shape, dtype) in
+        operands.into_iter().chain([("neighbours", &saved.neighbours, &[dims.rows][..], DType::I32)])
+    {
         shaped(OP, arg, t, shape)?;
         typed(OP, arg, t, dtype)?;
         on(OP, arg, t, x)?;

@@ -8,7 +8,13 @@ use crate::dtype::{Float, num_like::Ops};
 use crate::math::sum;
 use crate::{Result, Tensor, with_float};
 
-pub(super) fn normalise(x: &Tensor, first: usize, dims: Dims, y: &mut Tensor, stats: Option<&mut Tensor>) -> Result<()> {
+pub(super) fn normalise(
+    x: &Tensor,
+    first: usize,
+    dims: Dims,
+    y: &mut Tensor,
+    stats: Option<&mut Tensor>,
+) -> Result<()> {
     with_float!(OP, "x", x.dtype(), T => {
         type A = <T as Float>::Acc;
         let (x, y) = (x.as_slice::<T>()?, y.as_mut_slice::<A>()?);
