@@ -114,22 +114,31 @@ __device__ __forceinline__ void layer_norm_bwd_rows(const LayerNormBwd& a, const
 // Warps of a block of the kernels below.
 #define HELD_WARPS 8
 
-// Sums `x` over the warps of a block, in pairs: warp 0 has the sum. Every thread of the block calls it.
+// Sums `x` over the warps of a block, in pairs: warp 0 has the sum. Every thread of the block calls it. Lanes lie side by
+// side in shared memory, 16 bytes each: no bank conflicts.
 template <int N, int PACKS>
 __device__ __forceinline__ void sum_over_warps(float (&x)[PACKS][N]) {
-    SMEM(Floats<HELD_WARPS / 2 * PACKS * WARP * N>, shared);  // [warps / 2, columns]
+    constexpr int QUADS = PACKS * N / 4;                          // of a lane
+    SMEM(Floats<HELD_WARPS / 2 * QUADS * WARP * 4>, shared);      // [warps / 2, quads, lanes, 4]
     UNROLL
     for (int half = HELD_WARPS / 2; half > 0; half /= 2) {
         __syncthreads();  // the rows are free again
         if (warp_id() >= half && warp_id() < 2 * half)
             UNROLL
-            for (int p = 0; p < PACKS; ++p)
-                store_sum(shared.v + (((warp_id() - half) * PACKS + p) * WARP + lane_id()) * N, x[p]);
+            for (int q = 0; q < QUADS; ++q) {
+                Vec<float, 4> v;
+                UNROLL
+                for (int j = 0; j < 4; ++j) v[j] = x[q * 4 / N][q * 4 % N + j];
+                store_vec(shared.v + (((warp_id() - half) * QUADS + q) * WARP + lane_id()) * 4, v);
+            }
         __syncthreads();
         if (warp_id() < half)
             UNROLL
-            for (int p = 0; p < PACKS; ++p)
-                accumulate(x[p], load_vec<float, N>(shared.v + ((warp_id() * PACKS + p) * WARP + lane_id()) * N));
+            for (int q = 0; q < QUADS; ++q) {
+                const Vec<float, 4> v = load_vec<float, 4>(shared.v + ((warp_id() * QUADS + q) * WARP + lane_id()) * 4);
+                UNROLL
+                for (int j = 0; j < 4; ++j) x[q * 4 / N][q * 4 % N + j] += v[j];
+            }
     }
 }
 

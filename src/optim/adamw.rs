@@ -2,7 +2,7 @@
 
 use super::Rules;
 use super::state::{Named, Norm, StepStats, gradients, load, save_step, trainable};
-use crate::ops::adamw::{Hyper, Item, adamw, scalars};
+use crate::ops::adamw::{Hyper, Item, Step, adamw, scalars};
 use crate::ops::multi_tensor::{Scalars, Workspace};
 use crate::{Grads, Param, Result, Tensor};
 
@@ -56,14 +56,15 @@ impl AdamW {
         let Some(first) = params.first() else { return Ok(StepStats { grad_norm: 0.0, clip_factor: 1.0 }) };
         let (dtype, device) = (first.master.dtype(), first.master.device().clone());
         let norm = self.norm.launch(&gradients, clip, dtype, &device)?;
-        let scalars = self.scalars.set(&scalars(self.hyper, lr, self.steps + 1), dtype, &device)?;
+        let scalars = self.scalars.set(&scalars(self.hyper, Step::new(lr, self.steps + 1)), dtype, &device)?;
         let state = self.exp_avg.by_name().zip(self.exp_avg_sq.by_name());
         let mut items = Vec::with_capacity(params.len());
         for ((p, g), (m, v)) in params.iter_mut().zip(&gradients).zip(state) {
             let group = self.rules.group(p.name(), p.master.shape());
             let Param { master: w, compute, .. } = &mut **p;
             let (lr_scale, weight_decay) = (group.lr_scale, group.weight_decay);
-            items.push(Item { w, m, v, g, compute: compute.as_mut(), lr_scale, weight_decay });
+            let compute = compute.as_mut();
+            items.push(Item { w, m, v, g, compute, lr_scale, weight_decay, teacher: None, group: 0 });
         }
         adamw(&mut items, self.hyper, scalars, Some(norm), &mut self.work)?;
         // The device has checked the norm itself, so it is read only now that the update is under way.

@@ -2,7 +2,6 @@
 
 use super::{Place, axial_angles, rope};
 use crate::DType;
-use crate::ops::scale::scale;
 use crate::ops::{Case, Fill, Input};
 
 /// `x: [sequences · tokens, parts, heads, dim]` of which each sequence holds `frames` grids of `[width, height]` and
@@ -34,11 +33,12 @@ pub fn case(
 }
 
 /// As [`case`], of a computed value that nobody else holds: rotated where it lies.
-pub fn in_place_case(sequences: usize, grid: [usize; 2], heads: usize, dim: usize) -> Case {
+#[cfg(test)]
+pub(super) fn in_place_case(sequences: usize, grid: [usize; 2], heads: usize, dim: usize) -> Case {
     let sequence = grid[0] * grid[1];
     let held = case([sequences, 1, 0], grid, 3, heads, dim);
     Case::new("rope", format!("{} in place", held.id), held.inputs, move |tape, v| {
-        let x = scale(tape, &v[0], 1.0)?;
+        let x = crate::ops::scale::scale(tape, &v[0], 1.0)?;
         Ok(vec![rope(tape, x, v[1].value(), Place { sequence, excluded: 0 })?])
     })
     .stored(2)
