@@ -28,19 +28,18 @@ __device__ __forceinline__ void turn(T* x, const float* table, float sign) {
     store_vec(x, v);
 }
 
-// One warp per token and rotated part; a lane takes 16 bytes that lie within a head where heads are made of such, else
-// one pair.
+// One warp per token and rotated part; a lane takes two pairs, whose angles are 16 bytes, where heads are made of such, else
+// one.
 template <class T>
 __device__ void rope(const Rope& a) {
-    constexpr unsigned N = 16 / sizeof(T);
     const unsigned token = warp_row() / a.rotated, part = warp_row() % a.rotated;
     if (token >= a.tokens) return;  // whole warps leave; no block barrier follows
     const unsigned at = token % a.sequence;
     if (at >= a.turned) return;
     T* x = out<T>(a.x) + (size_t(token) * a.parts + part) * a.cols;
     const float* table = a.table + size_t(at % a.positions) * a.dim;
-    if (a.dim % N == 0) {
-        for (unsigned c = lane_id() * N; c < a.cols; c += WARP * N) turn<T, N>(x + c, table + c % a.dim, a.sign);
+    if (a.dim % 4 == 0) {
+        for (unsigned c = lane_id() * 4; c < a.cols; c += WARP * 4) turn<T, 4>(x + c, table + c % a.dim, a.sign);
     } else {
         for (unsigned c = lane_id() * 2; c < a.cols; c += WARP * 2) turn<T, 2>(x + c, table + c % a.dim, a.sign);
     }
