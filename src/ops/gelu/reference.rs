@@ -35,7 +35,7 @@ pub(super) fn backward(dy: &Tensor, x: &Tensor, form: Form, dx: &mut Tensor) -> 
         let (dy, x, dx) = (dy.as_slice::<T>()?, x.as_slice::<T>()?, dx.as_mut_slice::<T>()?);
         match form {
             Form::Erf => each_pair(dx, x, dy, #[inline(always)] |x| cdf(x) + x * density(x)),
-            Form::Tanh => each_pair(dx, x, dy, #[inline(always)] |x| tanh_slope(x)),
+            Form::Tanh => each_pair(dx, x, dy, tanh_slope),
         }
         Ok(())
     })

@@ -114,7 +114,7 @@ pub fn rotate(x: &mut Tensor, table: &Tensor, place: Place, direction: Direction
 /// # Errors
 /// When `dim` is not a multiple of 4.
 pub fn axial_table(dim: usize, width: usize, height: usize, theta: f64, device: &Device) -> Result<Tensor> {
-    if dim == 0 || dim % 4 != 0 {
+    if dim == 0 || !dim.is_multiple_of(4) {
         return Err(Error::value(OP, "dim", dim, "a multiple of 4"));
     }
     let values: Vec<f32> =
