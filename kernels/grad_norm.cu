@@ -5,6 +5,8 @@
 struct GradNormTensor {
     const float* g;  // [n]
     unsigned long long n;
+    unsigned group;  // whose norm it belongs to
+    unsigned pad;
 };
 
 struct GradNorm {
@@ -31,22 +33,25 @@ __device__ void grad_norm_f32_body(const GradNorm& a) {
 KERNEL(grad_norm_f32, GradNorm)
 
 struct GradNormFinish {
-    const double* sums;  // [count]
-    float* out;          // [2]: norm, factor
+    const GradNormTensor* tensors;
+    const Chunk* chunks;  // [count]
+    const double* sums;   // [count]
+    float* out;           // [groups, 2]: norm, factor
     double max_norm;
     unsigned count;
     unsigned clip;       // 0: the factor is 1
 };
 
-// One block.
+// One block per group.
 __device__ void grad_norm_finish_f32_body(const GradNormFinish& a) {
     double sum = 0.;
-    for (unsigned i = threadIdx.x; i < a.count; i += blockDim.x) sum += a.sums[i];
+    for (unsigned i = threadIdx.x; i < a.count; i += blockDim.x)
+        if (a.tensors[a.chunks[i].tensor].group == blockIdx.x) sum += a.sums[i];
     sum = block_sum_f64(sum);
     if (threadIdx.x != 0) return;
     const double norm = sqrt(sum);
     const double factor = a.clip ? a.max_norm / (norm + 1e-6) : 1.;
-    a.out[0] = float(norm);
-    a.out[1] = factor > 1. ? 1.f : float(factor);  // NaN is kept
+    a.out[2 * blockIdx.x] = float(norm);
+    a.out[2 * blockIdx.x + 1] = factor > 1. ? 1.f : float(factor);  // NaN is kept
 }
 KERNEL(grad_norm_finish_f32, GradNormFinish)

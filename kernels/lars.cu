@@ -29,7 +29,7 @@ __device__ void lars_norms_f32_body(const Lars& a) {
     float factor;
     const Chunk chunk = a.chunks[blockIdx.x];
     const LarsTensor t = a.tensors[chunk.tensor];
-    if (!t.adapt || !gradient_factor(a.norm, factor)) return;  // the whole block
+    if (!t.adapt || !gradient_factor(a.norm, 1, 0, factor)) return;  // the whole block
     double w_sum = 0., g_sum = 0.;
     for_each_in_chunk(t.n, a.chunk, chunk.index, [&](size_t i, auto width) {
         constexpr int N = decltype(width)::value;
@@ -66,7 +66,7 @@ __device__ __forceinline__ float trust_ratio(const Lars& a, const LarsTensor& t,
 template <class T>
 __device__ void lars(const Lars& a) {
     float factor;
-    if (!gradient_factor(a.norm, factor)) return;
+    if (!gradient_factor(a.norm, 1, 0, factor)) return;
     const Chunk chunk = a.chunks[blockIdx.x];
     const LarsTensor t = a.tensors[chunk.tensor];
     const float trust = t.adapt ? trust_ratio(a, t, chunk.index) : 1.f;

@@ -12,7 +12,7 @@ struct LayerNormFwd {
     unsigned pad;
 };
 
-// One warp per row.
+// One warp per row of any length, which it reads three times, twice from the cache.
 template <class T>
 __device__ void layer_norm_fwd(const LayerNormFwd& a) {
     const unsigned row = blockIdx.x * (blockDim.x / WARP) + warp_id();
@@ -22,11 +22,30 @@ __device__ void layer_norm_fwd(const LayerNormFwd& a) {
 }
 KERNEL_PER_DTYPE(layer_norm_fwd, LayerNormFwd)
 
+// One warp per row, which it holds in registers.
+template <class T, int PACKS>
+__device__ void layer_norm_fwd_held(const LayerNormFwd& a) {
+    constexpr int N = Packed<T>::N;
+    const unsigned row = warp_row();
+    if (row >= a.rows) return;  // whole warps leave; no block barrier follows
+    const size_t at = size_t(row) * a.cols;
+    Packed<T> x[PACKS];
+    for_each_held<N, PACKS>(a.cols, [&](int p, unsigned c) { x[p] = load_packed(in<T>(a.x) + at + c); });
+    layer_norm_held(x, in<T>(a.w), in<T>(a.b), out<T>(a.y) + at, a.stats + 2 * size_t(row), a.cols, a.eps);
+}
+HELD_KERNELS(layer_norm_fwd, LayerNormFwd, 128)
+
 template <class T>
 __device__ void layer_norm_bwd(const LayerNormBwd& a) {
     layer_norm_bwd_rows<T>(a, nullptr);
 }
 KERNEL_PER_DTYPE(layer_norm_bwd, LayerNormBwd)
+
+template <class T, int PACKS>
+__device__ void layer_norm_bwd_held(const LayerNormBwd& a) {
+    layer_norm_bwd_held<T, PACKS, false>(a, nullptr);
+}
+HELD_KERNELS(layer_norm_bwd, LayerNormBwd, HELD_WARPS * WARP)
 
 struct LayerNormBwdReduce {
     const float* part;  // [2, parts, cols]: of dw and of db

@@ -17,11 +17,14 @@ __device__ __forceinline__ void for_each_in_chunk(size_t n, unsigned chunk, unsi
     for_each_pack<float>(count, threadIdx.x, blockDim.x, true, [&](size_t i, auto width) { body(first + i, width); });
 }
 
-// Factor of the gradients that grad_norm wrote to `norm: [2]`, 1 without one. False where the norm is not finite: the
-// step is to leave everything as it is.
-__device__ __forceinline__ bool gradient_factor(const float* norm, float& factor) {
-    factor = norm ? norm[1] : 1.f;
-    return !norm || fabsf(norm[0]) < INFINITY;
+// Factor of the gradients of a group that grad_norm wrote to `norm: [groups, 2]`, 1 without one. False where any norm is
+// not finite: the step is to leave everything as it is.
+__device__ __forceinline__ bool gradient_factor(const float* norm, unsigned groups, unsigned group, float& factor) {
+    factor = norm ? norm[2 * group + 1] : 1.f;
+    bool finite = true;
+    if (norm)
+        for (unsigned g = 0; g < groups; ++g) finite = finite && fabsf(norm[2 * g]) < INFINITY;
+    return finite;
 }
 
 struct WarpDoubles {

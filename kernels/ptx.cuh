@@ -43,6 +43,22 @@ __device__ __forceinline__ float exp2_approx(float x) {
 #endif
 }
 
+// 1 / x to about one unit in the last place; subnormal numbers count as zero.
+__device__ __forceinline__ float reciprocal_approx(float x) {
+#ifdef __CUDACC__
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return 1.f / x;
+#endif
+}
+
+// 1 / (1 + e^-x) within 2e-7 of the truth.
+__device__ __forceinline__ float sigmoid_approx(float x) {
+    return reciprocal_approx(1.f + exp2_approx(-1.442695041f * x));
+}
+
 // Two values rounded to nearest even: `low` in the low half.
 template <class T>
 __device__ __forceinline__ unsigned pack2(float low, float high);

@@ -12,6 +12,43 @@ __device__ __forceinline__ void for_each_in_row(unsigned cols, Body body) {
     for_each_pack<T>(cols, lane_id(), WARP, cols % (16 / sizeof(T)) == 0, body);
 }
 
+// 16 bytes of T as they lie in memory: half the registers of widened ones, and an element widens in one instruction.
+template <class T>
+struct Packed {
+    static constexpr int N = 16 / int(sizeof(T));
+    Vec<unsigned, 4> word;
+    __device__ __forceinline__ float operator[](int i) const;
+};
+template <>
+__device__ __forceinline__ float Packed<float>::operator[](int i) const {
+    return __uint_as_float(word[i]);
+}
+template <>
+__device__ __forceinline__ float Packed<bf16>::operator[](int i) const {
+    return __uint_as_float(i % 2 ? word[i / 2] & 0xffff0000u : word[i / 2] << 16);
+}
+template <>
+__device__ __forceinline__ float Packed<f16>::operator[](int i) const {
+    return __half2float(__ushort_as_half((unsigned short)(word[i / 2] >> (i % 2 * 16))));
+}
+
+// Reads p[0..16 / sizeof(T)]; `p` is aligned to 16 bytes.
+template <class T>
+__device__ __forceinline__ Packed<T> load_packed(const T* p) {
+    return {load_vec<unsigned, 4>(reinterpret_cast<const unsigned*>(p))};
+}
+
+// A row held by the lanes of a warp: vector p of a lane is that of columns (p * 32 + lane) * N. Calls `body(p, c)` for the
+// vectors that lie in the row, c their first column; unrolled, so that an array indexed by p stays in registers.
+template <int N, int PACKS, class Body>
+__device__ __forceinline__ void for_each_held(unsigned cols, Body body) {
+    UNROLL
+    for (int p = 0; p < PACKS; ++p) {
+        const unsigned c = unsigned(p * WARP + lane_id()) * N;
+        if (c < cols) body(p, c);
+    }
+}
+
 // y = x
 template <class T>
 __device__ __forceinline__ void copy_row(T* y, const T* x, unsigned cols) {

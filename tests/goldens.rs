@@ -8,6 +8,8 @@
 
 #[path = "golden/data.rs"]
 mod data;
+#[path = "golden/dinov2_parts.rs"]
+mod dinov2_parts;
 #[path = "golden/finetune.rs"]
 mod finetune;
 #[path = "golden/model.rs"]
@@ -26,6 +28,8 @@ type Runner = fn(&Golden, &Device, &mut Report) -> Outcome;
 
 /// Kinds this crate implements.
 const KINDS: &[(&str, Runner)] = &[
+    ("dinov2/dino_head", dinov2_parts::dino_head),
+    ("dinov2/koleo", dinov2_parts::koleo),
     ("mae/augment", data::augment),
     ("mae/block", model::block),
     ("mae/decoder", model::decoder),

@@ -110,7 +110,7 @@ impl Mlp {
 
     /// On `x: [tokens, dim]`; `residual` is added to the result.
     pub fn forward(&self, tape: &Tape, x: &Var, residual: Option<&Var>) -> Result<Var> {
-        let hidden = ops::gelu::gelu(tape, &self.fc1.forward(tape, x, None)?)?;
+        let hidden = ops::gelu::gelu(tape, &self.fc1.forward(tape, x, None)?, ops::gelu::Form::Erf)?;
         self.fc2.forward(tape, &hidden, residual)
     }
 }

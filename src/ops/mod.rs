@@ -16,8 +16,10 @@ pub mod gather_rows;
 pub mod gelu;
 pub mod grad_norm;
 mod indices;
+pub mod koleo;
 pub mod lars;
 pub mod layer_norm;
+pub mod layer_scale;
 pub mod linear;
 pub mod masked_gather;
 pub mod masked_mse;
@@ -27,8 +29,11 @@ pub mod multi_tensor;
 pub mod patchify;
 mod pixels;
 pub mod residual;
+pub mod rope;
 pub mod scale;
 pub mod softmax;
+pub mod swiglu;
+pub mod weight_norm;
 
 pub use case::{Case, Fill, Input, Operand, Role, Run};
 pub use patchify::{patchify, unpatchify};
@@ -48,16 +53,21 @@ pub fn cases() -> Vec<Case> {
         gather_rows::cases(),
         gelu::cases(),
         grad_norm::cases(),
+        koleo::cases(),
         lars::cases(),
         layer_norm::cases(),
+        layer_scale::cases(),
         linear::cases(),
         masked_gather::cases(),
         masked_mse::cases(),
         masked_scatter::cases(),
         mean_pool::cases(),
         residual::cases(),
+        rope::cases(),
         scale::cases(),
         softmax::cases(),
+        swiglu::cases(),
+        weight_norm::cases(),
     ]
     .into_iter()
     .flatten()

@@ -2,7 +2,7 @@
 //!
 //! The table holds one record per tensor (addresses, length, factors) and one entry per `CHUNK` elements, which is one
 //! block of the grid. It is uploaded when it differs from the last one, so a training loop whose buffers stay where they
-//! are uploads it once.
+//! are uploads it once; and to where the last one was, if it is as long: a recorded launch reads the new one.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -60,8 +60,12 @@ impl Workspace {
         host.resize(host.len().next_multiple_of(size_of::<u64>()), 0);
         let at = host.len() as u64;
         host.extend_from_slice(bytemuck::cast_slice(&chunks));
-        let table = match self.table.take().filter(|t| t.device() == device && self.host == host) {
-            Some(table) => table,
+        let table = match self.table.take().filter(|t| t.device() == device && t.numel() == host.len()) {
+            Some(table) if self.host == host => table,
+            Some(mut table) => {
+                table.copy_from(&Tensor::from_bytes(&host, [host.len()], DType::U8, &Device::Cpu)?)?;
+                table
+            }
             None => Tensor::from_bytes(&host, [host.len()], DType::U8, device)?,
         };
         self.host = host;
@@ -156,12 +160,18 @@ pub(crate) fn check_vector(
     Ok(())
 }
 
-/// What [`grad_norm`](crate::ops::grad_norm::grad_norm) wrote, on the CPU: the factor of the gradients, 1 without a norm,
-/// `None` where the norm is not finite.
-pub(crate) fn factor<A: Real>(norm: Option<&Tensor>) -> Result<Option<A>> {
-    let Some(norm) = norm else { return Ok(Some(A::ONE)) };
+/// What [`grad_norm`](crate::ops::grad_norm::grad_norm) wrote, on the CPU: the factor of the gradients of each group, none
+/// of them without a norm, `None` where a norm is not finite.
+pub(crate) fn factors<A: Real>(norm: Option<&Tensor>) -> Result<Option<Vec<A>>> {
+    let Some(norm) = norm else { return Ok(Some(vec![])) };
     let norm = norm.as_slice::<A>()?;
-    Ok(norm[0].f64().is_finite().then_some(norm[1]))
+    let finite = norm.chunks_exact(2).all(|row| row[0].f64().is_finite());
+    Ok(finite.then(|| norm.chunks_exact(2).map(|row| row[1]).collect()))
+}
+
+/// [`factors`] of a single group.
+pub(crate) fn factor<A: Real>(norm: Option<&Tensor>) -> Result<Option<A>> {
+    Ok(factors(norm)?.map(|factors| factors.first().copied().unwrap_or(A::ONE)))
 }
 
 /// Shapes of the trainable tensors of a ViT with patches of 16 and three channels, for cases.

@@ -2,7 +2,7 @@
 
 use super::Rules;
 use super::state::{Named, Norm, StepStats, gradients, load, save_step, trainable};
-use crate::ops::adamw::{Hyper, Item, adamw, scalars};
+use crate::ops::adamw::{Hyper, Item, Step, adamw, scalars};
 use crate::ops::multi_tensor::{Scalars, Workspace};
 use crate::{Grads, Param, Result, Tensor};
 
@@ -60,7 +60,7 @@ impl AdamW {
         self.exp_avg.prepare(OP, KINDS[0], &params, self.steps)?;
         self.exp_avg_sq.prepare(OP, KINDS[1], &params, self.steps)?;
         let Some(first) = params.first() else { return Ok(()) };
-        let numbers = scalars(self.hyper, lr, self.steps + 1);
+        let numbers = scalars(self.hyper, Step::new(lr, self.steps + 1));
         self.scalars.set(&numbers, first.master.dtype(), first.master.device())?;
         Ok(())
     }
@@ -78,7 +78,8 @@ impl AdamW {
             let group = self.rules.group(p.name(), p.master.shape());
             let Param { master: w, compute, .. } = &mut **p;
             let (lr_scale, weight_decay) = (group.lr_scale, group.weight_decay);
-            items.push(Item { w, m, v, g, compute: compute.as_mut(), lr_scale, weight_decay });
+            let compute = compute.as_mut();
+            items.push(Item { w, m, v, g, compute, lr_scale, weight_decay, teacher: None, group: 0 });
         }
         adamw(&mut items, self.hyper, self.scalars.get(OP)?, Some(norm), &mut self.work)
     }

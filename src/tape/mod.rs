@@ -52,6 +52,11 @@ impl Var {
         &self.value
     }
 
+    /// The value, for an operation that writes over one that nobody else holds.
+    pub(crate) fn value_mut(&mut self) -> &mut Tensor {
+        &mut self.value
+    }
+
     /// Where the gradient goes; `None` for a constant.
     pub fn slot(&self) -> Option<Slot> {
         self.slot

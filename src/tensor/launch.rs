@@ -28,9 +28,9 @@ struct AccumulateArgs {
     n: u64,
 }
 
-/// Grid for `n` elements; kernels stride over what is left when it is capped.
-pub(crate) fn elementwise(n: usize) -> Launch {
-    let blocks = n.div_ceil(4 * THREADS as usize).min(1 << 16); // four elements a thread
+/// Grid for `n` elements, a vector of 16 bytes of `dtype` to a thread; kernels stride over what is left when it is capped.
+pub(crate) fn elementwise(n: usize, dtype: DType) -> Launch {
+    let blocks = n.div_ceil(16 / dtype.size() * THREADS as usize).min(1 << 16);
     Launch::linear(blocks as u32, THREADS)
 }
 
@@ -45,7 +45,7 @@ pub(super) fn cast(x: &Tensor, y: &mut Tensor) -> Result<()> {
     let (device, n) = (x.device().clone(), x.numel());
     let args = CastArgs { x: x.ptr(), y: y.ptr_mut("cast")?, n: n as u64 };
     // SAFETY: `Tensor::cast` made `y` with the element count of `x`; both outlive the call.
-    unsafe { device.launch("cast", kernel, y.dtype(), elementwise(n), &args) }
+    unsafe { device.launch("cast", kernel, y.dtype(), elementwise(n, DType::F32), &args) }
 }
 
 /// `y += x`, same dtype.
@@ -53,5 +53,5 @@ pub(super) fn accumulate(y: &mut Tensor, x: &Tensor) -> Result<()> {
     let (device, n) = (x.device().clone(), x.numel());
     let args = AccumulateArgs { y: y.ptr_mut("accumulate")?, x: x.ptr(), n: n as u64 };
     // SAFETY: `Tensor::accumulate` checked that the counts are equal and cast `x` to the dtype of `y`.
-    unsafe { device.launch("add", "add_accumulate", y.dtype(), elementwise(n), &args) }
+    unsafe { device.launch("add", "add_accumulate", y.dtype(), elementwise(n, y.dtype()), &args) }
 }

@@ -6,6 +6,7 @@ mod faults;
 mod ops;
 mod ptx;
 mod semantics;
+mod supporting;
 mod traffic;
 
 use ocellus::Device;

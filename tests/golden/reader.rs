@@ -122,9 +122,12 @@ impl Golden {
         same.flat_map(|(_, t)| &t.values).fold(0.0, |m, x| x.abs().max(m))
     }
 
-    /// The file's own tolerance for a tensor: by full name, else by category.
+    /// The file's own tolerance for a tensor: one for all, or by full name, else by category.
     fn tolerance(&self, name: &str) -> Option<f64> {
         let table = self.metadata.get("tolerance")?;
+        if table.is_number() {
+            return table.as_f64();
+        }
         table.get(name).or_else(|| table.get(Self::category(name)))?.as_f64()
     }
 }

@@ -1,6 +1,6 @@
 //! Shapes of AdamW in the recipes.
 
-use super::{Hyper, Item, adamw, scalars};
+use super::{Hyper, Item, Step, Teacher, adamw, scalars};
 use crate::ops::multi_tensor::{Scalars, Workspace, vit_shapes};
 use crate::ops::{Case, Fill, Input};
 use crate::{DType, Result, Shape, Tensor, Var};
@@ -28,17 +28,56 @@ pub(super) fn build(id: impl Into<String>, shapes: &[Shape], copied: fn(usize) -
         let item = |(i, tensors)| {
             let [w, m, v, g, compute]: &mut [Tensor; 5] = tensors;
             let (lr_scale, weight_decay) = (1.0 / (1 + i % 4) as f64, if i % 2 == 0 { 0.05 } else { 0.0 });
-            Item { w, m, v, g, compute: copied(i).then_some(compute), lr_scale, weight_decay }
+            let compute = copied(i).then_some(compute);
+            Item { w, m, v, g, compute, lr_scale, weight_decay, teacher: None, group: 0 }
         };
         let mut items: Vec<Item> = held.as_chunks_mut().0.iter_mut().enumerate().map(item).collect();
         let mut step = Scalars::new();
-        let step = step.set(&scalars(hyper, 1e-3, 3), norm.dtype(), norm.device())?;
+        let step = step.set(&scalars(hyper, Step::new(1e-3, 3)), norm.dtype(), norm.device())?;
         adamw(&mut items, hyper, step, Some(norm), &mut Workspace::new())?;
         Ok(held.into_iter().map(Var::constant).collect())
     })
 }
 
-/// ViT-S and ViT-B (performance.md 1.2).
+/// The same with teachers and their copies for the tensors that `copied` accepts, and two groups of gradients.
+pub(super) fn build_with_teachers(id: impl Into<String>, shapes: &[Shape], copied: fn(usize) -> bool) -> Case {
+    let mut inputs = vec![Input::constant("norm", [2, 2], Fill::Acc(vec![4.0, 0.25, 9.0, 0.5]))];
+    for shape in shapes {
+        inputs.push(Input::constant("w", shape.clone(), Fill::AccNormal(0.0, 0.1)));
+        inputs.push(Input::constant("m", shape.clone(), Fill::AccNormal(0.0, 0.01)));
+        inputs.push(Input::constant("v", shape.clone(), Fill::AccUniform(1e-6, 1e-3)));
+        inputs.push(Input::constant("g", shape.clone(), Fill::AccNormal(0.0, 0.1)));
+        inputs.push(Input::constant("compute", shape.clone(), Fill::Normal(0.0, 1.0)));
+        inputs.push(Input::constant("teacher", shape.clone(), Fill::AccNormal(0.0, 0.1)));
+        inputs.push(Input::constant("teacher_compute", shape.clone(), Fill::Normal(0.0, 1.0)));
+    }
+    Case::new("adamw", id, inputs, move |_, vars| {
+        let norm = vars[0].value();
+        let hyper = Hyper { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+        let mut held = vars[1..].iter().map(|v| v.value().deep_clone()).collect::<Result<Vec<Tensor>>>()?;
+        let item = |(i, tensors)| {
+            let [w, m, v, g, compute, average, copy]: &mut [Tensor; 7] = tensors;
+            let teacher = Teacher { average, compute: copied(i).then_some(copy) };
+            let teacher = (i % 3 != 2).then_some(teacher);
+            Item { w, m, v, g, compute: Some(compute), lr_scale: 1.0, weight_decay: 0.5, teacher, group: i % 2 }
+        };
+        let mut items: Vec<Item> = held.as_chunks_mut().0.iter_mut().enumerate().map(item).collect();
+        let mut step = Scalars::new();
+        let now = Step { lr: 1e-3, t: 3, decay: 0.08, momentum: 0.994 };
+        let step = step.set(&scalars(hyper, now), norm.dtype(), norm.device())?;
+        adamw(&mut items, hyper, step, Some(norm), &mut Workspace::new())?;
+        Ok(held.into_iter().map(Var::constant).collect())
+    })
+}
+
+/// One step over tensors of these shapes with a teacher for each.
+pub fn teacher_case(id: impl Into<String>, shapes: &[Shape]) -> Case {
+    let elements: usize = shapes.iter().map(Shape::numel).sum();
+    build_with_teachers(id, shapes, |_| true).bytes(move |dtype: DType| (elements * (36 + 2 * dtype.size())) as u64)
+}
+
+/// ViT-S and ViT-B, the former with a teacher as well.
 pub fn cases() -> Vec<Case> {
-    vec![case("vit_s", &vit_shapes(384, 12)), case("vit_b", &vit_shapes(768, 12))]
+    let shapes = vit_shapes(384, 12);
+    vec![case("vit_s", &shapes), case("vit_b", &vit_shapes(768, 12)), teacher_case("vit_s-teacher", &shapes)]
 }

@@ -17,9 +17,13 @@ struct Record {
     v: u64,
     g: u64,
     compute: u64,
+    teacher: u64,
+    teacher_compute: u64,
     n: u64,
     lr_scale: f32,
     weight_decay: f32,
+    group: u32,
+    pad: u32,
 }
 
 /// `struct AdamW`.
@@ -34,6 +38,8 @@ struct Args {
     beta2: [f32; 2],
     eps: f32,
     chunk: u32,
+    groups: u32,
+    pad: u32,
 }
 
 pub(super) fn adamw(
@@ -45,13 +51,22 @@ pub(super) fn adamw(
     work: &mut Workspace,
 ) -> Result<()> {
     let device = scalars.device().clone();
+    let copy = |c: &mut Option<&mut Tensor>| c.as_mut().map_or(Ok(0), |c| c.ptr_mut(OP));
     let record = |item: &mut Item| {
+        let (teacher, teacher_compute) = match &mut item.teacher {
+            Some(teacher) => (teacher.average.ptr_mut(OP)?, copy(&mut teacher.compute)?),
+            None => (0, 0),
+        };
         Ok(Record {
+            teacher,
+            teacher_compute,
+            group: item.group as u32, // below the number of norms
+            pad: 0,
             w: item.w.ptr_mut(OP)?,
             m: item.m.ptr_mut(OP)?,
             v: item.v.ptr_mut(OP)?,
             g: item.g.ptr(),
-            compute: item.compute.as_mut().map_or(Ok(0), |c| c.ptr_mut(OP))?,
+            compute: copy(&mut item.compute)?,
             n: item.w.numel() as u64,
             lr_scale: item.lr_scale as f32,
             weight_decay: item.weight_decay as f32,
@@ -69,6 +84,8 @@ pub(super) fn adamw(
         beta2: [hyper.beta2 as f32, (1.0 - hyper.beta2) as f32],
         eps: hyper.eps as f32,
         chunk: CHUNK as u32,
+        groups: norm.map_or(0, |norm| norm.numel() / 2) as u32,
+        pad: 0,
     };
     // SAFETY: `check` compared the lengths of each item's operands with the record's `n`; the items are borrowed for the
     // call and the table lives in `work`. A tensor that occurs twice is shared, which `ptr_mut` refuses.

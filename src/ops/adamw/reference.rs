@@ -5,19 +5,20 @@ use rayon::prelude::*;
 use super::{Hyper, Item, OP};
 use crate::device::host::simd;
 use crate::dtype::{Float, num_like::Ops};
-use crate::ops::multi_tensor::{TASK, copy_chunks, factor};
+use crate::ops::multi_tensor::{TASK, copy_chunks, factors};
 use crate::{DType, Result, Tensor, with_float};
 
 /// Factors of one tensor.
 #[derive(Clone, Copy)]
 struct Factors<A> {
-    decay: A,      // lr · wd
+    decay: A,      // lr · wd · its factor
     step: A,       // lr / (1-β₁ᵗ)
     root: A,       // 1 / √(1-β₂ᵗ)
     gradient: A,   // of the clipping
     beta1: [A; 2], // β₁, 1-β₁
     beta2: [A; 2],
     eps: A,
+    momentum: [A; 2], // of the teacher, 1 less it
 }
 
 /// The same range of every operand of one tensor; `compute` is empty where there is no copy.
@@ -27,6 +28,9 @@ struct Task<'a, C: Float> {
     v: &'a mut [C::Acc],
     g: &'a [C::Acc],
     compute: &'a mut [C],
+    /// Empty where there is none, as its copy.
+    teacher: &'a mut [C::Acc],
+    teacher_compute: &'a mut [C],
     factors: Factors<C::Acc>,
 }
 
@@ -40,19 +44,20 @@ pub(super) fn adamw(
 ) -> Result<()> {
     with_float!(OP, "compute", compute, C => {
         type A = <C as Float>::Acc;
-        let Some(gradient) = factor::<A>(norm)? else { return Ok(()) };
+        let Some(gradients) = factors::<A>(norm)? else { return Ok(()) };
         let scalars = scalars.as_slice::<A>()?;
         let mut tasks = Vec::new();
         for item in items {
             let scale = A::of(item.lr_scale);
             let factors = Factors {
-                decay: scalars[0] * scale * A::of(item.weight_decay),
+                decay: scalars[0] * scale * (A::of(item.weight_decay) * scalars[3]),
                 step: scalars[1] * scale,
                 root: scalars[2],
-                gradient,
+                gradient: gradients.get(item.group).copied().unwrap_or(A::ONE),
                 beta1: [A::of(hyper.beta1), A::of(1.0 - hyper.beta1)],
                 beta2: [A::of(hyper.beta2), A::of(1.0 - hyper.beta2)],
                 eps: A::of(hyper.eps),
+                momentum: [scalars[4], scalars[5]],
             };
             push::<C>(item, factors, &mut tasks)?;
         }
@@ -64,16 +69,41 @@ pub(super) fn adamw(
 /// Cuts one tensor into tasks.
 fn push<'a, C: Float>(item: &'a mut Item, factors: Factors<C::Acc>, tasks: &mut Vec<Task<'a, C>>) -> Result<()> {
     let mut copies = copy_chunks::<C>(&mut item.compute)?;
+    let (mut averages, mut average_copies) = match &mut item.teacher {
+        Some(teacher) => (teacher.average.as_mut_slice()?.chunks_mut(TASK), copy_chunks::<C>(&mut teacher.compute)?),
+        None => ([].chunks_mut(TASK), [].chunks_mut(TASK)),
+    };
     let state = item.m.as_mut_slice()?.chunks_mut(TASK).zip(item.v.as_mut_slice()?.chunks_mut(TASK));
     let weights = item.w.as_mut_slice()?.chunks_mut(TASK).zip(item.g.as_slice()?.chunks(TASK));
     for ((w, g), (m, v)) in weights.zip(state) {
-        tasks.push(Task { w, m, v, g, compute: copies.next().unwrap_or_default(), factors });
+        let compute = copies.next().unwrap_or_default();
+        let teacher = averages.next().unwrap_or_default();
+        let teacher_compute = average_copies.next().unwrap_or_default();
+        tasks.push(Task { w, m, v, g, compute, teacher, teacher_compute, factors });
     }
     Ok(())
 }
 
 #[inline(always)]
-fn run<C: Float>(Task { w, m, v, g, compute, factors: f }: Task<C>) {
+fn run<C: Float>(Task { w, m, v, g, compute, teacher, teacher_compute, factors: f }: Task<C>) {
+    step::<C>(w, m, v, g, compute, f);
+    for (t, w) in teacher.iter_mut().zip(&*w) {
+        *t = f.momentum[0] * *t + f.momentum[1] * *w;
+    }
+    for (c, t) in teacher_compute.iter_mut().zip(&*teacher) {
+        *c = C::put(*t);
+    }
+}
+
+#[inline(always)]
+fn step<C: Float>(
+    w: &mut [C::Acc],
+    m: &mut [C::Acc],
+    v: &mut [C::Acc],
+    g: &[C::Acc],
+    compute: &mut [C],
+    f: Factors<C::Acc>,
+) {
     let n = w.len();
     let (m, v, g) = (&mut m[..n], &mut v[..n], &g[..n]); // one length: no bounds checks inside the loops
     if compute.is_empty() {

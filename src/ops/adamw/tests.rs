@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
-use super::case::build;
-use super::{Hyper, Item, adamw, scalars};
+use super::case::{build, build_with_teachers};
+use super::{Hyper, Item, Step, Teacher, adamw, scalars};
 use crate::ops::multi_tensor::{CHUNK, Scalars, TASK, Workspace};
 use crate::testing::check;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
@@ -48,9 +48,9 @@ impl One {
     fn step(&mut self, g: &[f64], lr: f64, t: u64, norm: Option<&[f64]>) -> Result<()> {
         let tensor = |x: &[f64]| Tensor::from_slice(x, [x.len()], &Device::Cpu).unwrap();
         let (g, norm, mut step) = (tensor(g), norm.map(tensor), Scalars::new());
-        let step = step.set(&scalars(HYPER, lr, t), DType::F64, &Device::Cpu)?;
+        let step = step.set(&scalars(HYPER, Step::new(lr, t)), DType::F64, &Device::Cpu)?;
         let Self { w, m, v } = self;
-        let item = Item { w, m, v, g: &g, compute: None, lr_scale: 1.0, weight_decay: 0.05 };
+        let item = Item { w, m, v, g: &g, compute: None, lr_scale: 1.0, weight_decay: 0.05, teacher: None, group: 0 };
         adamw(&mut [item], HYPER, step, norm.as_ref(), &mut Workspace::new())
     }
 }
@@ -68,6 +68,47 @@ fn follows_the_equations() {
     let v: f64 = (0.999 * 0.00025 + 0.001 * 0.0625) / (1.0 - 0.998_001);
     let second = first * (1.0 - 0.1 * 0.05) - 0.1 * m / (v.sqrt() + 1e-8);
     assert!((one.w.item().unwrap() - second).abs() < 1e-12);
+}
+
+#[test]
+fn teachers_and_groups_match_the_oracle() {
+    check(&build_with_teachers("teachers", &shapes(&[1, 0, 3, 5, 31, 257, 1030]), |i| i % 2 == 0)).unwrap();
+    check(&build_with_teachers("teachers in chunks", &shapes(&[TASK + 3, CHUNK + 5]), |_| true)).unwrap();
+}
+
+/// The one pass gives the bits of AdamW and of the average one after the other.
+#[test]
+fn a_teacher_in_the_same_pass_is_the_average_after_it() {
+    let wave = |phase: f32, n: usize| (0..n).map(|i| (phase + 0.7 * i as f32).sin()).collect::<Vec<f32>>();
+    let t = |phase: f32| Tensor::from_slice(&wave(phase, 1000), [1000], &Device::Cpu).unwrap();
+    let now = Step { momentum: 0.9, ..Step::new(0.1, 2) };
+    let (g, v0) = (t(3.0), Tensor::full([1000], 0.5f32, &Device::Cpu).unwrap());
+    let run = |teacher: Option<&mut Tensor>| {
+        let (mut w, mut m, mut v, mut step) = (t(0.1), t(0.2), v0.deep_clone().unwrap(), Scalars::new());
+        let teacher = teacher.map(|average| Teacher { average, compute: None });
+        let item = Item {
+            w: &mut w,
+            m: &mut m,
+            v: &mut v,
+            g: &g,
+            compute: None,
+            lr_scale: 1.0,
+            weight_decay: 0.05,
+            teacher,
+            group: 0,
+        };
+        let step = step.set(&scalars(HYPER, now), DType::F32, &Device::Cpu).unwrap();
+        adamw(&mut [item], HYPER, step, None, &mut Workspace::new()).unwrap();
+        w
+    };
+    let (mut one, mut two) = (t(5.0), t(5.0));
+    let w = run(Some(&mut one));
+    assert!(w.to_vec::<f32>().unwrap() == run(None).to_vec::<f32>().unwrap());
+    let mut momentum = Scalars::new();
+    let momentum = momentum.set(&crate::ops::ema::scalars(0.9), DType::F32, &Device::Cpu).unwrap();
+    let item = crate::ops::ema::Item { teacher: &mut two, student: &w, compute: None };
+    crate::ops::ema::ema(&mut [item], momentum, &mut Workspace::new()).unwrap();
+    assert!(one.to_vec::<f32>().unwrap() == two.to_vec::<f32>().unwrap());
 }
 
 #[test]
@@ -105,11 +146,14 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn corrections_are_exact_for_small_and_large_steps() {
-    let [lr, step, root] = scalars(HYPER, 2.0, 1);
-    assert_eq!(lr, 2.0);
+    let [lr, step, root, decay, keep, take] = scalars(HYPER, Step::new(2.0, 1));
+    assert_eq!((lr, decay, keep, take), (2.0, 1.0, 1.0, 0.0));
     assert!((step / 20.0 - 1.0).abs() < 1e-14 && (root * 0.001f64.sqrt() - 1.0).abs() < 1e-12);
-    assert_eq!(scalars(HYPER, 2.0, 10_000_000), [2.0, 2.0, 1.0]);
-    assert_eq!(scalars(Hyper { beta1: 0.0, beta2: 0.0, eps: 0.0 }, 2.0, 1), [2.0, 2.0, 1.0]);
+    assert_eq!(scalars(HYPER, Step::new(2.0, 10_000_000))[..3], [2.0, 2.0, 1.0]);
+    let none = Hyper { beta1: 0.0, beta2: 0.0, eps: 0.0 };
+    assert_eq!(scalars(none, Step::new(2.0, 1))[..3], [2.0, 2.0, 1.0]);
+    let half = Step { momentum: 0.25, decay: 3.0, ..Step::new(2.0, 1) };
+    assert_eq!(scalars(none, half)[3..], [3.0, 0.25, 0.75]);
 }
 
 #[test]
@@ -117,7 +161,7 @@ fn wrong_arguments_are_named_and_change_nothing() {
     let t = |n: usize, dtype| Tensor::zeros([n], dtype, &Device::Cpu).unwrap();
     let run = |m: Tensor, compute: Option<Tensor>, share: bool| {
         let (mut w, mut m, mut v, g, mut compute) = (t(3, DType::F32), m, t(3, DType::F32), t(3, DType::F32), compute);
-        let (scalars, held) = (t(3, DType::F32), share.then(|| v.clone()));
+        let (scalars, held) = (t(6, DType::F32), share.then(|| v.clone()));
         let item = Item {
             w: &mut w,
             m: &mut m,
@@ -126,6 +170,8 @@ fn wrong_arguments_are_named_and_change_nothing() {
             compute: compute.as_mut(),
             lr_scale: 1.0,
             weight_decay: 0.0,
+            teacher: None,
+            group: 0,
         };
         let error = adamw(&mut [item], HYPER, &scalars, None, &mut Workspace::new()).unwrap_err();
         drop(held);

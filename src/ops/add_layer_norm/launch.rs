@@ -6,10 +6,25 @@ use bytemuck::{Pod, Zeroable};
 use super::OP;
 use crate::ops::indices::count32;
 use crate::ops::layer_norm::{
-    Dims,
-    launch::{self, fwd_grid},
+    self, Dims,
+    launch::{self, Variants, fwd_grid, variant},
 };
 use crate::{Result, Tensor};
+
+const FWD: Variants = [
+    "add_layer_norm_fwd",
+    "add_layer_norm_fwd_x2",
+    "add_layer_norm_fwd_x4",
+    "add_layer_norm_fwd_x6",
+    "add_layer_norm_fwd_x8",
+];
+const BWD: Variants = [
+    "add_layer_norm_bwd",
+    "add_layer_norm_bwd_x2",
+    "add_layer_norm_bwd_x4",
+    "add_layer_norm_bwd_x6",
+    "add_layer_norm_bwd_x8",
+];
 
 /// `struct AddLayerNormFwd`.
 #[repr(C)]
@@ -61,7 +76,7 @@ pub(super) fn forward(
         pad: 0,
     };
     // SAFETY: `forward` in mod.rs checked r, w and b against x as struct AddLayerNormFwd states and made the outputs.
-    unsafe { x.device().launch(OP, "add_layer_norm_fwd", x.dtype(), fwd_grid(args.rows), &args) }
+    unsafe { x.device().launch(OP, variant(FWD, cols, x.dtype()).0, x.dtype(), fwd_grid(args.rows), &args) }
 }
 
 pub(super) fn backward(
@@ -75,7 +90,13 @@ pub(super) fn backward(
     dw: &mut Tensor,
     db: &mut Tensor,
 ) -> Result<()> {
-    let wrap = |norm| BwdArgs { norm, dsum: dsum.map_or(0, Tensor::ptr) };
-    // SAFETY: `backward` in mod.rs checked dy, dsum and stats against the sum and made the outputs.
-    unsafe { launch::backward_by(OP, "add_layer_norm_bwd", wrap, dy, sum, w, stats, dims, dx, dw, db) }
+    let Some(dsum) = dsum else {
+        // SAFETY: `backward` in mod.rs checked dy and stats against the sum and made the outputs.
+        return unsafe {
+            launch::backward_by(layer_norm::OP, launch::BWD, |norm| norm, dy, sum, w, stats, dims, dx, dw, db)
+        };
+    };
+    let wrap = |norm| BwdArgs { norm, dsum: dsum.ptr() };
+    // SAFETY: as above, and that dsum is like dy.
+    unsafe { launch::backward_by(OP, BWD, wrap, dy, sum, w, stats, dims, dx, dw, db) }
 }

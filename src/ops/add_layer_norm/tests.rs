@@ -17,6 +17,15 @@ fn matches_the_oracle_on_odd_shapes() {
     }
 }
 
+/// Every number of vectors that a lane may hold, and rows longer than that.
+#[test]
+fn rows_in_registers_match_the_oracle() {
+    for (rows, cols) in [(9, 264), (3, 520), (1, 1024), (2, 1160), (1, 1544)] {
+        check(&joint_case(rows, cols)).unwrap();
+    }
+    check(&case(3, 520)).unwrap();
+}
+
 #[test]
 fn gradients_match_finite_differences() {
     for (rows, cols) in [(1, 2), (4, 7), (3, 33)] {

@@ -27,11 +27,44 @@ const OP: &str = "grad_norm";
 /// # Errors
 /// When a gradient differs from `out` in dtype or device, `out` is shared or not `[2]`, or `max_norm` is not positive.
 pub fn grad_norm(grads: &[&Tensor], max_norm: Option<f64>, out: &mut Tensor, work: &mut Workspace) -> Result<()> {
+    multi_tensor::check_vector(OP, "out", out, 2, out.dtype(), out.device())?;
+    run(grads, &vec![0; grads.len()], max_norm, out, work)
+}
+
+/// As [`grad_norm`], a norm and a factor for each group of gradients, `groups` being the number of each one's:
+/// `out: [groups, 2]`, in the same two launches. Sub-networks are clipped each on its own.
+///
+/// # Errors
+/// As [`grad_norm`], and when a gradient has no group or one that `out` has no row for.
+pub fn grad_norms(
+    grads: &[&Tensor],
+    groups: &[usize],
+    max_norm: Option<f64>,
+    out: &mut Tensor,
+    work: &mut Workspace,
+) -> Result<()> {
+    let [rows, _] = out.dims(OP, "out")?;
+    crate::ops::shaped(OP, "out", out, &[rows, 2])?;
+    if groups.len() != grads.len() {
+        return Err(Error::argument(OP, "groups", "length", groups.len().to_string(), grads.len().to_string()));
+    }
+    if let Some((i, group)) = groups.iter().enumerate().find(|(_, group)| **group >= rows) {
+        return Err(Error::value(OP, format!("groups[{i}]"), group, format!("a group below {rows}")));
+    }
+    run(grads, groups, max_norm, out, work)
+}
+
+fn run(
+    grads: &[&Tensor],
+    groups: &[usize],
+    max_norm: Option<f64>,
+    out: &mut Tensor,
+    work: &mut Workspace,
+) -> Result<()> {
     let (dtype, device) = (out.dtype(), out.device().clone());
     if dtype != dtype.accumulate() || !dtype.is_float() {
         return Err(Error::argument(OP, "out", "dtype", dtype.name(), "f32, or f64 on the cpu"));
     }
-    multi_tensor::check_vector(OP, "out", out, 2, dtype, &device)?;
     for (i, g) in grads.iter().enumerate() {
         multi_tensor::check(OP, "grads", i, g, g.numel(), dtype, &device)?;
     }
@@ -39,7 +72,7 @@ pub fn grad_norm(grads: &[&Tensor], max_norm: Option<f64>, out: &mut Tensor, wor
         return Err(Error::value(OP, "max_norm", max, "a positive number"));
     }
     match device {
-        Device::Cpu => reference::grad_norm(grads, max_norm, out),
-        _ => launch::grad_norm(grads, max_norm, out, work),
+        Device::Cpu => reference::grad_norm(grads, groups, max_norm, out),
+        _ => launch::grad_norm(grads, groups, max_norm, out, work),
     }
 }

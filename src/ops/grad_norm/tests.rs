@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
-use super::{case, grad_norm};
+use super::{case, grad_norm, grad_norms};
 use crate::ops::multi_tensor::{CHUNK, TASK, Workspace};
-use crate::testing::check;
+use crate::testing::{check, devices};
 use crate::{DType, Device, Result, Shape, Tensor};
 
 fn shapes(lengths: &[usize]) -> Vec<Shape> {
@@ -43,6 +43,33 @@ fn clips_to_the_limit_only() {
     assert_eq!(norm_of(&[&[3.0], &[0.0, 4.0]], Some(6.0)).unwrap(), [5.0, 1.0]);
     assert_eq!(norm_of(&[&[3.0], &[0.0, 4.0]], Some(2.5)).unwrap(), [5.0, (2.5f64 / (5.0 + 1e-6)) as f32]);
     assert_eq!(norm_of(&[&[0.0]], Some(1.0)).unwrap(), [0.0, 1.0]);
+}
+
+/// On every device: each group is clipped on its own, and all of them are those of separate calls.
+#[test]
+fn groups_have_norms_of_their_own() {
+    let grads: Vec<Vec<f32>> = [5, 300, CHUNK + 3, 1].map(|n| (0..n).map(|i| (i as f32 * 0.37).sin()).collect()).into();
+    let groups = [1, 0, 1, 3];
+    for device in devices().into_iter().chain([Device::Cpu]) {
+        let on = |g: &Vec<f32>| Tensor::from_slice(g, [g.len()], &device).unwrap();
+        let grads: Vec<Tensor> = grads.iter().map(on).collect();
+        let mut out = Tensor::full([4, 2], f32::NAN, &device).unwrap();
+        let all: Vec<&Tensor> = grads.iter().collect();
+        grad_norms(&all, &groups, Some(2.0), &mut out, &mut Workspace::new()).unwrap();
+        for (group, row) in out.to_vec::<f32>().unwrap().chunks(2).enumerate() {
+            let own: Vec<&Tensor> = all.iter().zip(groups).filter(|(_, g)| *g == group).map(|(t, _)| *t).collect();
+            let mut one = Tensor::zeros([2], DType::F32, &device).unwrap();
+            grad_norm(&own, Some(2.0), &mut one, &mut Workspace::new()).unwrap();
+            assert_eq!(one.to_vec::<f32>().unwrap(), row, "group {group} on {device}");
+        }
+    }
+    let g = Tensor::zeros([2], DType::F32, &Device::Cpu).unwrap();
+    let message = |groups: &[usize]| {
+        let mut out = Tensor::zeros([2, 2], DType::F32, &Device::Cpu).unwrap();
+        grad_norms(&[&g], groups, None, &mut out, &mut Workspace::new()).unwrap_err().to_string()
+    };
+    assert_eq!(message(&[2]), "grad_norm: `groups[0]` has value 2, expected a group below 2");
+    assert_eq!(message(&[]), "grad_norm: `groups` has length 0, expected 1");
 }
 
 #[test]

@@ -11,10 +11,18 @@ use crate::{DType, Result, Tensor};
 
 /// Rows per block of the forward, one warp each; not measured yet.
 const WARPS: u32 = 4;
+/// Warps per block of the backwards that hold rows in registers: `HELD_WARPS`.
+const HELD_WARPS: u32 = 8;
 /// Row blocks of the weight gradients: two per SM of an H100; more make the second pass longer. Not measured yet.
 const PARTS: usize = 264;
 /// Rows per block at least: each block costs a row of the second pass; not measured yet.
 const MIN_ROWS: usize = 16;
+
+const FWD: Variants =
+    ["layer_norm_fwd", "layer_norm_fwd_x2", "layer_norm_fwd_x4", "layer_norm_fwd_x6", "layer_norm_fwd_x8"];
+/// Also that of a sum whose own gradient is none.
+pub(in crate::ops) const BWD: Variants =
+    ["layer_norm_bwd", "layer_norm_bwd_x2", "layer_norm_bwd_x4", "layer_norm_bwd_x6", "layer_norm_bwd_x8"];
 
 /// `struct LayerNormFwd`.
 #[repr(C)]
@@ -58,6 +66,21 @@ struct ReduceArgs {
     cols: u32,
 }
 
+/// Kernels of one direction by vectors of 16 bytes that a lane holds: any number of them, 2, 4, 6, 8.
+pub(in crate::ops) type Variants = [&'static str; 5];
+
+/// The kernel for rows of `cols` columns, and whether it holds them in registers: the least vectors that do, up to 6 of
+/// 16-bit types and 8 of f32, which is what registers have room for.
+pub(in crate::ops) fn variant(kernels: Variants, cols: usize, dtype: DType) -> (&'static str, bool) {
+    let lane = 16 / dtype.size(); // elements of a vector
+    let most = if dtype == DType::F32 { 8 } else { 6 };
+    let vectors = cols.div_ceil(32 * lane).max(1);
+    if !cols.is_multiple_of(lane) || vectors > most {
+        return (kernels[0], false);
+    }
+    (kernels[vectors.div_ceil(2)], true)
+}
+
 /// One warp per row.
 pub(in crate::ops) fn fwd_grid(rows: u32) -> Launch {
     Launch::warp_per_row(rows, WARPS)
@@ -90,7 +113,7 @@ pub(super) fn forward(
         pad: 0,
     };
     // SAFETY: `Dims::check` fixed every length that struct LayerNormFwd states; all tensors outlive the call.
-    unsafe { x.device().launch(OP, "layer_norm_fwd", x.dtype(), fwd_grid(args.rows), &args) }
+    unsafe { x.device().launch(OP, variant(FWD, cols, x.dtype()).0, x.dtype(), fwd_grid(args.rows), &args) }
 }
 
 pub(super) fn backward(
@@ -104,17 +127,17 @@ pub(super) fn backward(
     db: &mut Tensor,
 ) -> Result<()> {
     // SAFETY: `backward` in mod.rs checked that dy has the shape of x and made the outputs.
-    unsafe { backward_by(OP, "layer_norm_bwd", |args| args, dy, x, w, stats, dims, dx, dw, db) }
+    unsafe { backward_by(OP, BWD, |args| args, dy, x, w, stats, dims, dx, dw, db) }
 }
 
-/// Backward by `kernel` of `kernels/<op>.cu`, whose arguments `wrap` makes of those of LayerNorm, and the reduction of
+/// Backward by the fitting one of `kernels` of `kernels/<op>.cu`, whose arguments `wrap` makes of those of LayerNorm, and the reduction of
 /// what it leaves for the weights.
 ///
 /// # Safety
 /// dy, x and dx are [rows, cols], w, dw and db [cols], stats [rows, 2]; what `wrap` adds is as its struct states.
 pub(in crate::ops) unsafe fn backward_by<A: Pod + std::fmt::Debug>(
     op: &'static str,
-    kernel: &'static str,
+    kernels: Variants,
     wrap: impl FnOnce(BwdArgs) -> A,
     dy: &Tensor,
     x: &Tensor,
@@ -139,8 +162,9 @@ pub(in crate::ops) unsafe fn backward_by<A: Pod + std::fmt::Debug>(
         rows_per_part: rows_per_part as u32, // at most rows, or MIN_ROWS
         pad: 0,
     };
+    let (kernel, held) = variant(kernels, cols, x.dtype());
     let (parts, cols) = (parts as u32, args.cols); // at most PARTS
-    let grid = Launch::linear(parts, WARPS * 32);
+    let grid = Launch::linear(parts, if held { HELD_WARPS } else { WARPS } * 32);
     // SAFETY: lengths as the caller promises; `part` is [2, parts, cols] as struct LayerNormBwd states.
     unsafe { x.device().launch(op, kernel, x.dtype(), grid, &wrap(args))? };
     let args = ReduceArgs { part: part.ptr(), dw: dw.ptr_mut(op)?, db: db.ptr_mut(op)?, parts, cols };

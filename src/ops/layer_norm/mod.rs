@@ -16,7 +16,7 @@ pub use case::{case, cases};
 use crate::ops::{float, on, same, shaped, typed};
 use crate::{Device, Result, Tape, Tensor, Var};
 
-const OP: &str = "layer_norm";
+pub(in crate::ops) const OP: &str = "layer_norm";
 
 /// Extents checked once, used by reference and launch.
 #[derive(Clone, Copy, Debug)]

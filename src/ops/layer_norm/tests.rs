@@ -11,6 +11,15 @@ fn matches_the_oracle_on_odd_shapes() {
     }
 }
 
+/// Every number of vectors that a lane may hold, full and with a rest, and rows longer than that.
+#[test]
+fn rows_in_registers_match_the_oracle() {
+    for (rows, cols) in [(9, 64), (3, 264), (17, 520), (2, 776), (1, 1024), (2, 1160), (1, 1544)] {
+        check(&case(rows, cols)).unwrap();
+    }
+    check(&case(50, 256)).unwrap(); // several parts, and rows of a warp
+}
+
 /// Without dx, whose true value cancels to (nearly) 0 there, and rstd magnifies what rounding leaves.
 #[test]
 fn few_columns_match_the_oracle() {
@@ -31,6 +40,24 @@ proptest! {
     #[test]
     fn matches_the_oracle(rows in 1usize..90, cols in 5usize..300) {
         check(&case(rows, cols)).unwrap();
+    }
+}
+
+#[test]
+fn a_kernel_holds_the_whole_row() {
+    let names = ["any", "2", "4", "6", "8"];
+    for cols in 1..2200 {
+        for dtype in [DType::F32, DType::BF16] {
+            let lane = 16 / dtype.size();
+            match launch::variant(names, cols, dtype) {
+                (name, true) => {
+                    let vectors: usize = name.parse().unwrap();
+                    assert!(cols % lane == 0 && vectors * 32 * lane >= cols && (vectors < 8 || dtype == DType::F32));
+                    assert!(vectors == 2 || (vectors - 2) * 32 * lane < cols, "the least of them");
+                }
+                (name, false) => assert!(name == "any" && (cols % lane != 0 || cols > 1024)),
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::{Dims, OP};
 use crate::device::Launch;
 use crate::ops::indices::count32;
 use crate::tensor::elementwise;
-use crate::{Result, Tensor};
+use crate::{DType, Result, Tensor};
 
 /// Most blocks a grid has in y.
 const MAX_Y: usize = 65_535;
@@ -38,8 +38,8 @@ struct BwdArgs {
 }
 
 /// Elements of a group in x, groups in y; kernels stride over what is left when either is capped.
-pub(super) fn grid(Dims { groups, span }: Dims) -> Launch {
-    let mut launch = elementwise(span);
+pub(super) fn grid(Dims { groups, span }: Dims, dtype: DType) -> Launch {
+    let mut launch = elementwise(span, dtype);
     launch.grid[1] = groups.min(MAX_Y) as u32;
     launch
 }
@@ -56,7 +56,7 @@ pub(super) fn forward(x: &Tensor, branch: &Tensor, scale: &Tensor, dims: Dims, y
     };
     // SAFETY: `Dims::check` made x, branch and y `groups · span` elements long and `scale` `groups`; all outlive the
     // call.
-    unsafe { x.device().launch(OP, "residual_fwd", x.dtype(), grid(dims), &args) }
+    unsafe { x.device().launch(OP, "residual_fwd", x.dtype(), grid(dims, x.dtype()), &args) }
 }
 
 pub(super) fn backward(dy: &Tensor, scale: &Tensor, dims: Dims, dbranch: &mut Tensor) -> Result<()> {
@@ -69,5 +69,5 @@ pub(super) fn backward(dy: &Tensor, scale: &Tensor, dims: Dims, dbranch: &mut Te
         pad: 0,
     };
     // SAFETY: `Dims::check` made dy and dbranch `groups · span` elements long and `scale` `groups`.
-    unsafe { dy.device().launch(OP, "residual_bwd", dy.dtype(), grid(dims), &args) }
+    unsafe { dy.device().launch(OP, "residual_bwd", dy.dtype(), grid(dims, dy.dtype()), &args) }
 }

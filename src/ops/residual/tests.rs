@@ -53,7 +53,7 @@ proptest! {
 #[test]
 fn grids_cover_every_group() {
     for (groups, span) in [(1, 1), (3, 1024), (3, 1025), (70_000, 8), (64, 197 * 1024)] {
-        let grid = launch::grid(Dims { groups, span });
+        let grid = launch::grid(Dims { groups, span }, DType::F32);
         assert!(grid.grid[0] as usize * grid.block[0] as usize * 4 >= span);
         assert!(grid.grid[1] as usize == groups || grid.grid[1] == 65_535, "a grid has at most 65535 blocks in y");
     }

@@ -22,5 +22,5 @@ pub(super) fn forward(x: &Tensor, factor: f32, y: &mut Tensor) -> Result<()> {
     let n = x.numel();
     let args = FwdArgs { x: x.ptr(), y: y.ptr_mut(OP)?, n: n as u64, factor, pad: 0 };
     // SAFETY: `forward` made `y` like `x`, which has `n` elements; both outlive the call.
-    unsafe { x.device().launch(OP, "scale_fwd", x.dtype(), elementwise(n), &args) }
+    unsafe { x.device().launch(OP, "scale_fwd", x.dtype(), elementwise(n, x.dtype()), &args) }
 }

@@ -11,6 +11,33 @@ fn matches_the_oracle_on_odd_shapes() {
     }
 }
 
+/// Rows held in registers as vectors and as elements, full and with a rest, and rows longer than that.
+#[test]
+fn rows_in_registers_match_the_oracle() {
+    for (rows, cols) in [(9, 520), (3, 1024), (1, 1032), (2, 383), (1, 385), (1, 1023), (1, 2049), (1, 2056)] {
+        check(&case(rows, cols)).unwrap();
+    }
+}
+
+#[test]
+fn a_kernel_holds_the_whole_row() {
+    let name = |cols, dtype| launch::variant(["any", "x4", "x8", "s12", "s32"], cols, dtype);
+    for (cols, f32, bf16) in [
+        (0, "x4", "x4"),
+        (257, "s12", "s12"),
+        (385, "s32", "s32"),
+        (512, "x4", "x4"),
+        (516, "x8", "s32"),
+        (1000, "x8", "x4"),
+        (1032, "any", "x8"),
+        (2048, "any", "x8"),
+        (1025, "any", "any"),
+        (2056, "any", "any"),
+    ] {
+        assert_eq!((name(cols, DType::F32), name(cols, DType::BF16)), (f32, bf16), "{cols} columns");
+    }
+}
+
 #[test]
 fn gradients_match_finite_differences() {
     for (rows, cols) in [(1, 2), (4, 7), (3, 33)] {

@@ -1,0 +1,85 @@
+// Residual connection through LayerScale and stochastic depth: y[t] = x[t] + s[q(r)] * gamma * branch[r] where the
+// branch has a row r for token t, y[t] = x[t] elsewhere. Reference and gradient: src/ops/layer_scale.
+#include "rows.cuh"
+
+struct LayerScaleFwd {
+    const void* x;        // [tokens, cols] T
+    const void* branch;   // [rows, cols] T
+    const void* gamma;    // [cols] T, or null: 1
+    const float* scale;   // [sequences], or null: 1
+    const int* sequence;  // [rows], read with scale alone
+    const int* source;    // [tokens]: row or -1; null: row t for token t
+    void* y;              // [tokens, cols] T
+    unsigned tokens, cols;
+};
+
+// One warp per token.
+template <class T>
+__device__ void layer_scale_fwd(const LayerScaleFwd& a) {
+    const unsigned token = warp_row();
+    if (token >= a.tokens) return;  // whole warps leave; no block barrier follows
+    const T* x = in<T>(a.x) + size_t(token) * a.cols;
+    T* y = out<T>(a.y) + size_t(token) * a.cols;
+    const int row = a.source ? a.source[token] : int(token);
+    if (row < 0) return copy_row(y, x, a.cols);
+    const T* branch = in<T>(a.branch) + size_t(row) * a.cols;
+    const T* gamma = in<T>(a.gamma);
+    const float scale = a.scale ? a.scale[a.sequence[row]] : 1.f;
+    for_each_in_row<T>(a.cols, [&](size_t i, auto width) {
+        constexpr int N = decltype(width)::value;
+        const Vec<T, N> u = load_vec<T, N>(x + i), b = load_vec<T, N>(branch + i);
+        Vec<T, N> g, sum;
+        if (gamma) g = load_vec<T, N>(gamma + i);
+        UNROLL
+        for (int j = 0; j < N; ++j)
+            sum[j] = from_f32<T>(to_f32(u[j]) + (gamma ? scale * to_f32(g[j]) : scale) * to_f32(b[j]));
+        store_vec(y + i, sum);
+    });
+}
+KERNEL_PER_DTYPE(layer_scale_fwd, LayerScaleFwd)
+
+struct LayerScaleBwd {
+    const void* dy;       // [tokens, cols] T
+    const void* branch;   // [rows, cols] T, read with gamma alone
+    const void* gamma;    // [cols] T, or null: 1
+    const float* scale;   // [sequences], or null: 1
+    const int* sequence;  // [rows], read with scale alone
+    const int* token;     // [rows]; null: token r for row r
+    void* dbranch;        // [rows, cols] T
+    float* part;          // [gridDim.x, cols]: of dgamma, written with gamma alone
+    unsigned rows, cols, rows_per_part, pad;
+};
+
+// A thread owns a vector of columns and walks down the rows of blockIdx.x: one pass gives both gradients, and a column
+// is summed in the order of its rows.
+template <class T>
+__device__ void layer_scale_bwd(const LayerScaleBwd& a) {
+    const unsigned first = blockIdx.x * a.rows_per_part;
+    const unsigned last = first + a.rows_per_part < a.rows ? first + a.rows_per_part : a.rows;
+    for_each_column<T>(a.cols, [&](size_t c, auto width) {
+        constexpr int N = decltype(width)::value;
+        Vec<T, N> gamma;
+        if (a.gamma) gamma = load_vec<T, N>(in<T>(a.gamma) + c);
+        float sum[N] = {};
+#pragma unroll 4
+        for (unsigned row = first; row < last; ++row) {
+            const float scale = a.scale ? a.scale[a.sequence[row]] : 1.f;
+            const size_t token = a.token ? size_t(a.token[row]) : row;
+            const Vec<T, N> dy = load_vec<T, N>(in<T>(a.dy) + token * a.cols + c);
+            Vec<T, N> branch, d;
+            if (a.gamma) branch = load_vec<T, N>(in<T>(a.branch) + size_t(row) * a.cols + c);
+            UNROLL
+            for (int j = 0; j < N; ++j) {
+                const float through = scale * to_f32(dy[j]);
+                if (a.gamma) sum[j] += through * to_f32(branch[j]);
+                d[j] = from_f32<T>(a.gamma ? through * to_f32(gamma[j]) : through);
+            }
+            store_vec(out<T>(a.dbranch) + size_t(row) * a.cols + c, d);
+        }
+        if (a.gamma) store_sum(a.part + size_t(blockIdx.x) * a.cols + c, sum);
+    });
+}
+KERNEL_PER_DTYPE(layer_scale_bwd, LayerScaleBwd)
+
+__device__ void layer_scale_bwd_reduce_f32_body(const ColumnSum& a) { column_sum(a); }
+KERNEL(layer_scale_bwd_reduce_f32, ColumnSum)
