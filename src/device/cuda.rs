@@ -21,6 +21,7 @@ use crate::{Error, Result};
 
 mod memory;
 mod probe;
+mod tensor_map;
 #[cfg(test)]
 mod tests;
 

@@ -115,7 +115,17 @@ impl Traffic {
     }
 }
 
+/// A launch that was written down instead of run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// Full kernel name.
+    pub kernel: String,
+    /// Its grid, block and shared memory.
+    pub launch: super::Launch,
+}
+
 thread_local! {
+    static RECORD: RefCell<Option<Vec<Recorded>>> = const { RefCell::new(None) };
     static OPTIONS: Cell<Option<Options>> = const { Cell::new(None) };
     static TRAFFIC: RefCell<Vec<Traffic>> = const { RefCell::new(Vec::new()) };
 }
@@ -142,6 +152,27 @@ pub fn take_traffic() -> Vec<Traffic> {
     TRAFFIC.take()
 }
 
+/// Runs `f` without its launches, which are returned instead: nothing is computed on [`Device::Emulated`] by this thread,
+/// matrix products included, so shapes may be as large as memory allows. What `f` reads back is what memory held.
+///
+/// [`Device::Emulated`]: super::Device::Emulated
+pub fn record<R>(f: impl FnOnce() -> R) -> (R, Vec<Recorded>) {
+    struct Reset(Option<Vec<Recorded>>);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            RECORD.replace(self.0.take());
+        }
+    }
+    let _reset = Reset(RECORD.replace(Some(Vec::new())));
+    let result = f();
+    (result, RECORD.take().unwrap_or_default())
+}
+
+/// Whether this thread is inside [`record`].
+pub(super) fn recording() -> bool {
+    RECORD.with_borrow(Option::is_some)
+}
+
 /// Names of all kernels in this build and the sizes of their argument structs, ordered by name.
 pub fn kernels() -> Vec<(String, usize)> {
     let mut all = Vec::new();
@@ -161,6 +192,13 @@ pub fn kernels() -> Vec<(String, usize)> {
 /// A text with kernel, block, thread, source position and cause: an unknown name, arguments of another size, too much
 /// shared memory, or what the checks found.
 pub fn launch(kernel: &str, grid: [u32; 3], block: [u32; 3], shared: u32, args: &[u8]) -> Result<(), String> {
+    let recorded = RECORD.with_borrow_mut(|record| {
+        let launch = super::Launch { grid, block, shared };
+        record.as_mut().map(|all| all.push(Recorded { kernel: kernel.into(), launch }))
+    });
+    if recorded.is_some() {
+        return Ok(());
+    }
     let name = CString::new(kernel).map_err(|_| format!("{kernel}: not a kernel name"))?;
     let Options { order, seed, checks, shared_limit } = options();
     let c_options = ffi::Options { order: order as u32, checks: checks as u32, seed, shared_limit, threads: 0 };
@@ -350,6 +388,20 @@ mod tests {
         n: u64,
         factor: f32,
         pad: u32,
+    }
+
+    #[test]
+    fn recorded_launches_do_not_run() {
+        let mut y = Storage::alloc(&Device::Emulated, 4 * 128).unwrap();
+        y.zero().unwrap();
+        let args = Args { x: y.ptr(), y: y.ptr(), n: 128, factor: 1.0, pad: 0 };
+        let launch = Launch::linear(1, 128);
+        // SAFETY: the launch is not run.
+        let run = || unsafe { Device::Emulated.launch("scale", "scale_fwd", DType::F32, launch, &args) };
+        let (result, recorded) = super::record(run);
+        result.unwrap();
+        assert_eq!(recorded, [super::Recorded { kernel: "scale_fwd_f32".into(), launch }]);
+        assert!(!super::recording());
     }
 
     #[test]

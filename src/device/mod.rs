@@ -16,6 +16,7 @@ pub mod emulated;
 pub mod gemm;
 pub mod host;
 pub mod small_gemm;
+pub mod tensor_map;
 pub mod window;
 
 use std::fmt;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 #[cfg(feature = "cuda")]
 pub use cuda::CudaDevice;
 use host::HostBuffer;
+pub use tensor_map::{TensorBox, TensorMap};
 
 use crate::{DType, Error, Result};
 
