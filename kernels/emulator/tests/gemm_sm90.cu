@@ -12,7 +12,7 @@ struct GemmSm90 {
     unsigned pad[14];
 };
 
-constexpr int GEMM_STAGES = 3, GEMM_TILE = 64 * 64, GEMM_BYTES = 2 * GEMM_TILE;
+constexpr int GEMM_STAGES = 3, GEMM_TILE = 64 * 64;
 
 struct GemmRing {
     Mbarrier full[GEMM_STAGES], empty[GEMM_STAGES];
@@ -26,6 +26,7 @@ struct GemmRing {
 // not waited for, 11 no barrier before it, 12 a tile that is not aligned.
 template <bool B_ROWS, bool FAULTS>
 __device__ __forceinline__ void gemm_sm90(const GemmSm90& a) {
+    constexpr int GEMM_BYTES = 2 * GEMM_TILE;
     DYN_SMEM(raw);
     SMEM(GemmRing, ring);
     bf16* const tiles_a = reinterpret_cast<bf16*>(raw);
@@ -55,6 +56,7 @@ __device__ __forceinline__ void gemm_sm90(const GemmSm90& a) {
         }
         return;
     }
+    constexpr int MAJOR_B = B_ROWS ? MAJOR_MN : MAJOR_K, STEP_B = B_ROWS ? 128 : 2;
     float d[32];
     for (int i = 0; i < steps; ++i) {
         const int s = i % GEMM_STAGES, round = i / GEMM_STAGES, last = (i + GEMM_STAGES - 1) % GEMM_STAGES;
@@ -64,8 +66,7 @@ __device__ __forceinline__ void gemm_sm90(const GemmSm90& a) {
         if (fault != 8) wgmma_fence(d);
         UNROLL
         for (int k = 0; k < 4; ++k)
-            wgmma_ss<bf16, MAJOR_K, B_ROWS ? MAJOR_MN : MAJOR_K>(d, tile_a + 2 * k, tile_b + (B_ROWS ? 128 : 2) * k,
-                                                                 i + k > 0);  // FAULT: product
+            wgmma_ss<bf16, MAJOR_K, MAJOR_B>(d, tile_a + 2 * k, tile_b + STEP_B * k, i + k > 0);  // FAULT: product
         wgmma_commit();
         if (fault == 3 && lane_id() == 0) mbarrier_arrive(&ring.empty[s]);
         wgmma_wait<1>();  // the tile before this one has been read  // FAULT: wait for the products
