@@ -4,7 +4,7 @@
 
 use ocellus::device::emulated::record;
 use ocellus::ops::{Case, Fill, Input, cases};
-use ocellus::{DType, Device, Grads, Tape, Tensor};
+use ocellus::{DType, Device, Grads, Result, Tape, Tensor};
 use serde_json::{Value, json};
 
 fn main() {
@@ -25,14 +25,14 @@ fn operand(input: &Input, dtype: DType) -> Tensor {
 }
 
 fn describe(case: &Case, dtype: DType) -> Value {
-    let operands: Vec<_> = case.inputs.iter().map(|input| input.operand(operand(input, dtype)).unwrap()).collect();
     let (result, launches) = record(|| {
+        let operands: Vec<_> = case.inputs.iter().map(|input| input.operand(operand(input, dtype))).collect::<Result<_>>()?;
         let (tape, mut grads) = (Tape::new(), Grads::new());
         let vars: Vec<_> = operands.iter().map(|operand| operand.on(&tape)).collect();
         let outputs = (case.run)(&tape, &vars)?;
         // Forward alone, where no output has a gradient.
         let Some(y) = outputs.iter().rfind(|y| y.slot().is_some()) else { return Ok(()) };
-        tape.backward(y, y.value().deep_clone()?, &mut grads)
+        tape.backward(y, Tensor::uninit_like(y.value())?, &mut grads)
     });
     result.unwrap_or_else(|e| panic!("{} {}: {e}", case.op, case.id));
     let launches: Vec<Value> = launches

@@ -480,40 +480,6 @@ void emu_nanosleep() {
     suspend(w);
 }
 
-void* emu_static_shared(const void* key, size_t bytes, size_t align, const char* name, const char*, int) {
-    Worker& w = *emu_worker;
-    for (uint32_t i = 0; i < w.static_objects; ++i)
-        if (w.objects[i].key == key) return reinterpret_cast<void*>(w.arena + w.objects[i].offset);
-    void* pc = __builtin_return_address(0);
-    size_t limit = w.launch->options.shared_limit ? w.launch->options.shared_limit : SHARED_LIMIT;
-    w.static_bytes += uint32_t((bytes + 15) & ~size_t(15));
-    if (w.static_bytes > STATIC_LIMIT)
-        fail(w, pc, format("`%s`: %u bytes of static shared memory, at most %zu", name, w.static_bytes, STATIC_LIMIT));
-    // Dynamic memory is aligned to 1024 bytes and lies behind the static memory.
-    uint32_t before = w.block.dynamic_bytes ? (w.static_bytes + 1023) & ~1023u : w.static_bytes;
-    if (before + w.block.dynamic_bytes > limit)
-        fail(w, pc, format("`%s`: too much shared memory: %u bytes dynamic and %u static, at most %zu", name,
-                           w.block.dynamic_bytes, before, limit));
-    if (w.static_objects == sizeof w.objects / sizeof w.objects[0] || align > 1024)
-        fail(w, pc, format("`%s`: more than 64 static shared objects, or an alignment above 1024", name));
-    size_t end = ARENA_FIRST + w.block.dynamic_bytes;
-    if (w.static_objects) end = w.objects[w.static_objects - 1].offset + w.objects[w.static_objects - 1].bytes;
-    size_t offset = (end + (w.static_objects ? STATIC_GAP : DYNAMIC_GAP) + 127) & ~size_t(127);
-    offset = (offset + align - 1) & ~(align - 1);
-    if (offset + bytes > ARENA_BYTES) fail(w, pc, format("`%s`: no room left for static shared memory", name));
-    w.objects[w.static_objects++] = {key, name, offset, bytes};
-    void* memory = reinterpret_cast<void*>(w.arena + offset);
-    std::memset(memory, 0xff, bytes);
-    return memory;
-}
-
-void emu_misaligned(const void* address, int bytes) {
-    Worker& w = *emu_worker;
-    void* pc = __builtin_return_address(0);
-    fail(w, pc, "misaligned: " + describe_address(reinterpret_cast<uintptr_t>(address), size_t(bytes), "vector access") +
-                    format(" is not aligned to %d", bytes));
-}
-
 void emu_trap(const char* what, const char*, int) { fail(*emu_worker, __builtin_return_address(0), what); }
 
 void emu_fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
