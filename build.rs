@@ -75,7 +75,9 @@ fn cuda(out: &Path) {
         let mut files = sources("kernels", "cu");
         if env::var_os("CARGO_FEATURE_EMULATOR").is_some() {
             // The probes of kernels/ptx*.cuh: tests run them on both sides.
-            files.extend(["ptx", "ptx_sm90", "gemm_sm90"].map(|stem| format!("kernels/emulator/tests/{stem}.cu").into()));
+            files.extend(
+                ["ptx", "ptx_sm90", "gemm_sm90"].map(|stem| format!("kernels/emulator/tests/{stem}.cu").into()),
+            );
         }
         match find_nvcc() {
             Some((nvcc, version)) => {

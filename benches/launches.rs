@@ -8,7 +8,8 @@ use ocellus::{DType, Device, Grads, Result, Tape, Tensor};
 use serde_json::{Value, json};
 
 fn main() {
-    let all: Vec<Value> = cases().iter().flat_map(|case| [DType::F32, DType::BF16, DType::F16].map(|t| describe(case, t))).collect();
+    let all: Vec<Value> =
+        cases().iter().flat_map(|case| [DType::F32, DType::BF16, DType::F16].map(|t| describe(case, t))).collect();
     println!("{}", json!(all));
 }
 
@@ -18,7 +19,9 @@ fn operand(input: &Input, dtype: DType) -> Tensor {
     match &input.fill {
         Fill::I32(values) => Tensor::from_slice(values, input.shape.clone(), device),
         Fill::U8 => Tensor::uninit(input.shape.clone(), DType::U8, device),
-        Fill::AccNormal(..) | Fill::AccUniform(..) | Fill::Acc(_) => Tensor::uninit(input.shape.clone(), DType::F32, device),
+        Fill::AccNormal(..) | Fill::AccUniform(..) | Fill::Acc(_) => {
+            Tensor::uninit(input.shape.clone(), DType::F32, device)
+        }
         Fill::Normal(..) | Fill::Uniform(..) => Tensor::uninit(input.shape.clone(), dtype, device),
     }
     .unwrap()
@@ -26,7 +29,8 @@ fn operand(input: &Input, dtype: DType) -> Tensor {
 
 fn describe(case: &Case, dtype: DType) -> Value {
     let (result, launches) = record(|| {
-        let operands: Vec<_> = case.inputs.iter().map(|input| input.operand(operand(input, dtype))).collect::<Result<_>>()?;
+        let operands: Vec<_> =
+            case.inputs.iter().map(|input| input.operand(operand(input, dtype))).collect::<Result<_>>()?;
         let (tape, mut grads) = (Tape::new(), Grads::new());
         let vars: Vec<_> = operands.iter().map(|operand| operand.on(&tape)).collect();
         let outputs = (case.run)(&tape, &vars)?;

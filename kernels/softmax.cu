@@ -1,4 +1,5 @@
 // Softmax over the last axis: y = exp(x - max) / sum. Reference and gradient: src/ops/softmax.
+// narrow-ok: softmax_* a lane per column: rows of any length, no element is packed with others
 #include "common.cuh"
 
 struct SoftmaxFwd {

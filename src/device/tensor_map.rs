@@ -83,12 +83,18 @@ impl TensorBox<'_> {
             return Err(Error::argument(OP, "strides", "value", format!("{:?}", self.strides), expected));
         }
         let row = bytes(*self.tile.last().unwrap_or(&0));
-        if self.tile.len() != rank || self.tile.iter().any(|size| !(1..=256).contains(size)) || !row.is_multiple_of(16) {
+        if self.tile.len() != rank || self.tile.iter().any(|size| !(1..=256).contains(size)) || !row.is_multiple_of(16)
+        {
             let expected = format!("{rank} dimensions of 1 to 256, rows of a multiple of 16 bytes");
             return Err(Error::shape(OP, "tile", self.tile, expected));
         }
         if self.swizzle != 0 && (!matches!(self.swizzle, 32 | 64 | 128) || self.swizzle != row) {
-            return Err(Error::value(OP, "swizzle", self.swizzle, format!("0, or a row of the box ({row} bytes) if 32, 64 or 128")));
+            return Err(Error::value(
+                OP,
+                "swizzle",
+                self.swizzle,
+                format!("0, or a row of the box ({row} bytes) if 32, 64 or 128"),
+            ));
         }
         Ok(())
     }

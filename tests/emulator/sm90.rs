@@ -105,8 +105,7 @@ fn contiguous_bulk_copies() {
         let (x, y) = (upload(device, &x), upload(device, &[0u32; 128]));
         let map = no_map(device);
         let (x, out) = (x.ptr(), &y);
-        let args =
-            BulkProbe { from: map, to: map, x, y: out.ptr(), at: [0; 4], to_at: [0; 4], bytes: 0, pad: [0; 3] };
+        let args = BulkProbe { from: map, to: map, x, y: out.ptr(), at: [0; 4], to_at: [0; 4], bytes: 0, pad: [0; 3] };
         let shape = Launch { shared: 1024, ..Launch::linear(1, 32) };
         // SAFETY: x holds 64 words and y 128, as the kernel's comment states; both outlive the download.
         unsafe { device.launch("ptx_sm90", "probe_bulk_copy", DType::BF16, shape, &args) }.unwrap();
@@ -366,7 +365,8 @@ const K: usize = 200;
 
 /// c = a · b, b being [n, k] or [k, n]; `fault`: see the kernel.
 fn gemm(device: &Device, kernel: &'static str, b_rows: bool, fault: u32) -> ocellus::Result<Vec<f32>> {
-    let bits = |count: usize, seed| (0..count).map(move |i| bf16::from_f32(whole(i, seed)).to_bits()).collect::<Vec<_>>();
+    let bits =
+        |count: usize, seed| (0..count).map(move |i| bf16::from_f32(whole(i, seed)).to_bits()).collect::<Vec<_>>();
     let (a, b) = (upload(device, &bits(M * K, 1)), upload(device, &bits(N * K, 2)));
     let c = upload(device, &vec![0f32; M * N]);
     let map = |storage: &Storage, dtype, shape: &[usize], swizzle| {
@@ -410,7 +410,11 @@ fn faults_of_the_matrix_product() {
     let loads = ["load of a", "load of b"];
     let cases: [(u32, &[&str], &[&str]); 11] = [
         (1, &["too many arrivals", "shared race", "under way"], &["announcement", "load of a", "product"]),
-        (2, &["nobody has waited", "uninitialised", "shared race", "has still to read"], &["product", loads[0], loads[1]]),
+        (
+            2,
+            &["nobody has waited", "uninitialised", "shared race", "has still to read"],
+            &["product", loads[0], loads[1]],
+        ),
         (3, &["shared race", "has still to read", "under way"], &["product", loads[0], loads[1]]),
         (4, &["deadlock"], &waits),
         (5, &["nobody has waited", "shared race"], &["product"]),
