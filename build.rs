@@ -74,8 +74,10 @@ fn cuda(out: &Path) {
     if env::var_os("CARGO_FEATURE_CUDA").is_some() {
         let mut files = sources("kernels", "cu");
         if env::var_os("CARGO_FEATURE_EMULATOR").is_some() {
-            // The probes of kernels/ptx.cuh: tests run them on both sides.
-            files.push("kernels/emulator/tests/ptx.cu".into());
+            // The probes of kernels/ptx*.cuh: tests run them on both sides.
+            files.extend(
+                ["ptx", "ptx_sm90", "gemm_sm90"].map(|stem| format!("kernels/emulator/tests/{stem}.cu").into()),
+            );
         }
         match find_nvcc() {
             Some((nvcc, version)) => {

@@ -1,5 +1,6 @@
 // The encoder's input: y[b, 0] = cls + pos[0], y[b, 1 + j] = patches[b, j] + pos[1 + ids_keep[b, j]].
 // Reference and gradient: src/ops/assemble_tokens.
+// narrow-ok: assemble_tokens_bwd_reduce_f32 a lane per column of a few partial sums
 #include "rows.cuh"
 
 struct AssembleTokensFwd {

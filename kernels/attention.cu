@@ -1,5 +1,6 @@
 // Self-attention over packed sequences: o = softmax(scale q kᵀ) v per sequence and head, with a running softmax over key
 // tiles (arXiv 2205.14135, algorithm 1). Reference and gradient: src/ops/attention.
+// no-mma-ok: attention_fwd_32x32_* f32 arithmetic, for what the tensor-core kernels do not take
 #include "attention_long.cuh"
 
 template <int B, int DIM>

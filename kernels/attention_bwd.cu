@@ -1,6 +1,9 @@
 // Gradient of attention: P = exp(S - lse) is computed again, once by key tiles for dk and dv and once by query tiles for
 // dq, so that each result is a sum in one thread's registers: no atomics, the same bits in every run
 // (arXiv 2205.14135, algorithm 4, in two passes). Equations: src/ops/attention.
+// no-mma-ok: attention_bwd_delta_* one dot product per row, bound by bytes
+// no-mma-ok: attention_bwd_kv_??x??_* f32 arithmetic, for what the tensor-core kernels do not take
+// no-mma-ok: attention_bwd_q_??x??_* f32 arithmetic, for what the tensor-core kernels do not take
 #include "attention_bwd_long.cuh"
 
 // Block x: a token per warp; block y: head.

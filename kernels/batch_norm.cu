@@ -1,5 +1,6 @@
 // Batch normalisation without affine: every column of x to mean 0 and variance 1 over the rows (arXiv 1502.03167,
 // algorithm 1). Reference and gradient: src/ops/batch_norm.
+// narrow-ok: batch_norm_* a lane per column: rows of any length, no element is packed with others
 #include "common.cuh"
 
 #define COLS 32  // columns of a block, one per lane: rows are read 32 elements at a time

@@ -1,4 +1,5 @@
 // LayerNorm over the last axis: y = (x - mean) * rstd * w + b. Reference and gradient: src/ops/layer_norm.
+// narrow-ok: layer_norm_* a lane per column: rows of any length, no element is packed with others
 #include "layer_norm.cuh"
 
 struct LayerNormFwd {

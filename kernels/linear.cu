@@ -1,5 +1,6 @@
 // Bias gradient of a linear layer: column sums of dy, in two passes with a fixed split so that every run gives the
 // same bits. The products are cuBLASLt's. Reference: src/ops/linear.
+// narrow-ok: linear_bwd_bias_* a lane per column: rows of any length, no element is packed with others
 #include "rows.cuh"
 
 struct LinearBwdBias {

@@ -1,5 +1,6 @@
 // Kept patches of images as rows: y[b·keep + j, (c·p + py)·p + px] = (x[b, c, gy·p + py, gx·p + px] / full - mean[c]) /
 // std[c] with gy·Wg + gx = ids[b, j]. Reference and gradient: src/ops/masked_gather.
+// narrow-ok: masked_gather_* four pixels at a time, which 16-bit and 8-bit types fill to 8 and 4 bytes
 #include "pixels.cuh"
 
 struct MaskedGather {

@@ -1,5 +1,6 @@
 // The decoder's input: y[b, 0] = z[b, 0] + pos[0], y[b, 1 + i] = (r < keep ? z[b, 1 + r] : mask) + pos[1 + i] with
 // r = ids_restore[b, i]. Reference and gradient: src/ops/masked_scatter.
+// narrow-ok: masked_scatter_bwd_reduce_f32 a lane per column of a few partial sums
 #include "rows.cuh"
 
 struct MaskedScatterFwd {

@@ -65,24 +65,25 @@ void* new_fiber(Worker& w) {
     return sp;
 }
 
-inline int pick_bit(Worker& w, uint32_t mask) {
-    if (w.order == EMU_ORDER_FORWARD) return __builtin_ctz(mask);
-    if (w.order == EMU_ORDER_REVERSE) return 31 - __builtin_clz(mask);
+inline uint64_t next_random(Worker& w) {
     w.random ^= w.random << 13;
     w.random ^= w.random >> 7;
     w.random ^= w.random << 17;
-    int turn = int(w.random >> 32 & 31);
+    return w.random >> 32;
+}
+
+inline int pick_bit(Worker& w, uint32_t mask) {
+    if (w.order == EMU_ORDER_FORWARD) return __builtin_ctz(mask);
+    if (w.order == EMU_ORDER_REVERSE) return 31 - __builtin_clz(mask);
+    int turn = int(next_random(w) & 31);
     uint32_t turned = mask >> turn | mask << ((32 - turn) & 31);
     return (__builtin_ctz(turned) + turn) & 31;
 }
 
-inline void make_ready(Worker& w, uint32_t warp, uint32_t lanes) {
-    w.ready[warp] |= lanes;
-    w.ready_warps |= 1u << warp;
-}
-
 // Takes the next thread out of the ready set; null when there is none.
 inline Lane* pick(Worker& w) {
+    // Loads come as late as they may: when nobody can run; in the shuffled order at any time before.
+    if (w.async && w.order == EMU_ORDER_SHUFFLED && (next_random(w) & 15) == 0) finish_load(w);
     if (!w.ready_warps) return nullptr;
     int warp = pick_bit(w, w.ready_warps);
     int lane = pick_bit(w, w.ready[warp]);
@@ -96,19 +97,6 @@ inline void make_current(Worker& w, Lane* lane) {
     w.budget = ACCESS_BUDGET;
 }
 
-// Runs other threads until somebody makes the current one ready again.
-void suspend(Worker& w) {
-    Lane* from = w.current;
-    Lane* to = pick(w);
-    if (to == from) return make_current(w, from);
-    void* sp = w.main_sp;
-    if (to) {
-        make_current(w, to);
-        sp = to->sp ? to->sp : new_fiber(w);
-    }
-    switch_to(&from->sp, sp);
-}
-
 // A thread has returned from the kernel.
 void end_thread(Worker& w, Lane* lane) {
     Warp& warp = warp_of(w, lane);
@@ -116,6 +104,7 @@ void end_thread(Worker& w, Lane* lane) {
     ++w.ended;
     ++w.progress;
     end_copies(w, *lane);
+    if (w.async) end_async(w, *lane);
     if (w.counting && warp.ended == warp.live) traffic_flush(w, warp);
     Barrier& barrier = w.barriers[0];
     if (barrier.arrived) {
@@ -145,17 +134,6 @@ void fiber_main() {
     }
 }
 
-void set_fault(Worker& w, const Lane* lane, std::string where, std::string cause) {
-    w.failed = true;
-    w.fault.set = true;
-    w.fault.order = w.block_order;
-    std::copy(w.block.block, w.block.block + 3, w.fault.block);
-    w.fault.has_thread = lane != nullptr;
-    if (lane) std::copy(lane->view.thread, lane->view.thread + 3, w.fault.thread);
-    w.fault.where = std::move(where);
-    w.fault.cause = std::move(cause);
-}
-
 std::string lane_text(const Lane& lane) {
     return format("thread (%u,%u,%u)", lane.view.thread[0], lane.view.thread[1], lane.view.thread[2]);
 }
@@ -174,6 +152,7 @@ void report_deadlock(Worker& w, const char* what) {
         if (std::find(seen.begin(), seen.end(), where) != seen.end() || ++groups > 4) continue;
         seen.push_back(where);
         text += (groups > 1 ? "; " : "") + lane_text(lane) + " waits in " + where;
+        if (lane.mbarrier) text += mbarrier_text(w, lane.mbarrier);
     }
     if (w.ended) text += format("; %u of %u threads have ended", w.ended, w.threads);
     set_fault(w, culprit, culprit ? position(culprit->site, culprit->pc) : "", text);
@@ -186,6 +165,32 @@ void synchronise_block(Worker& w) {
     w.synchronised = uint64_t(w.id) << STAMP_WORKER | uint64_t(w.time) << STAMP_CLOCK;
     for (uint32_t i = 0; i < w.warps; ++i) w.warp[i].stamp = w.synchronised | i * 32;
     w.partial = false;
+    if (!w.async) return;
+    for (int agent = 0; agent < AGENTS; ++agent) {
+        uint32_t seen = 0;
+        for (uint32_t i = 0; i < w.warps; ++i) seen = std::max(seen, w.agents_seen[i][agent]);
+        for (uint32_t i = 0; i < w.warps; ++i) w.agents_seen[i][agent] = seen;
+    }
+}
+
+}  // namespace
+
+void make_ready(Worker& w, uint32_t warp, uint32_t lanes) {
+    w.ready[warp] |= lanes;
+    w.ready_warps |= 1u << warp;
+}
+
+// Runs other threads until somebody makes the current one ready again.
+void suspend(Worker& w) {
+    Lane* from = w.current;
+    Lane* to = pick(w);
+    if (to == from) return make_current(w, from);
+    void* sp = w.main_sp;
+    if (to) {
+        make_current(w, to);
+        sp = to->sp ? to->sp : new_fiber(w);
+    }
+    switch_to(&from->sp, sp);
 }
 
 void wait_at(Lane* lane, const char* what, Site site, void* pc) {
@@ -194,7 +199,26 @@ void wait_at(Lane* lane, const char* what, Site site, void* pc) {
     lane->pc = pc;
 }
 
-}  // namespace
+uint32_t release(Worker& w) {
+    uint32_t mine = w.current->view.linear / 32;
+    w.time = std::max(w.time, stamp_clock(w.warp[mine].stamp)) + 1;
+    w.warp[mine].stamp = uint64_t(w.id) << STAMP_WORKER | uint64_t(w.time) << STAMP_CLOCK | mine * 32;
+    make_current(w, w.current);
+    return w.time;
+}
+
+uint64_t draw(Worker& w) { return next_random(w); }
+
+void set_fault(Worker& w, const Lane* lane, std::string where, std::string cause) {
+    w.failed = true;
+    w.fault.set = true;
+    w.fault.order = w.block_order;
+    std::copy(w.block.block, w.block.block + 3, w.fault.block);
+    w.fault.has_thread = lane != nullptr;
+    if (lane) std::copy(lane->view.thread, lane->view.thread + 3, w.fault.thread);
+    w.fault.where = std::move(where);
+    w.fault.cause = std::move(cause);
+}
 
 void fail(Worker& w, void* pc, std::string cause) { fail(w, position_token(pc), std::move(cause)); }
 
@@ -259,8 +283,10 @@ void run_block(Worker& w) {
     for (uint32_t i = 0; i < w.threads; ++i) {
         w.lanes[i].sp = nullptr;
         w.lanes[i].did_atomic = false;
-        w.lanes[i].groups = 0;
+        w.lanes[i].groups = w.lanes[i].mbarrier = 0;
+        w.lanes[i].fences = w.lanes[i].init_fences = 0;
     }
+    if (w.async) std::memset(w.agents_seen, 0, sizeof w.agents_seen);
     w.dynamic_first = ARENA_FIRST;
     w.dynamic_bytes = w.block.dynamic_bytes;
     if (w.block.dynamic_bytes) std::memset(w.block.dynamic, 0xff, w.block.dynamic_bytes);
@@ -273,7 +299,11 @@ void run_block(Worker& w) {
             switch_to(&w.main_sp, next->sp ? next->sp : new_fiber(w));
         }
         if (w.failed) break;
-        if (w.ended == w.threads) break;
+        if (w.ended == w.threads) {
+            if (w.async) end_async_block(w);
+            break;
+        }
+        if (w.async && finish_load(w)) continue;
         for (uint32_t i = 0; i < w.warps; ++i) {
             if (uint32_t lanes = w.yielded[i]) make_ready(w, i, lanes);
             w.yielded[i] = 0;
@@ -301,6 +331,7 @@ void run_block(Worker& w) {
     w.free_stacks = MAX_THREADS;
     for (uint32_t i = 0; i < MAX_THREADS; ++i) w.free_stack[i] = uint16_t(MAX_THREADS - 1 - i);
     drop_copies(w);
+    drop_async(w);
     if (w.counting) traffic_drop(w);
 }
 
@@ -413,10 +444,7 @@ void emu_barrier(int id, int threads, bool wait, const char* file, int line) {
         refuse(format(": others wait there for %u", barrier.expected));
     }
     uint32_t mine = me->view.linear / 32, bit = 1u << me->view.linear % 32;
-    // What the warp did so far is released: its clock moves on.
-    w.time = std::max(w.time, stamp_clock(w.warp[mine].stamp)) + 1;
-    w.warp[mine].stamp = uint64_t(w.id) << STAMP_WORKER | uint64_t(w.time) << STAMP_CLOCK | mine * 32;
-    barrier.release[mine] = w.time;
+    barrier.release[mine] = release(w);
     if (wait) barrier.waiting[mine] |= bit;
     ++w.progress;
     if (++barrier.arrived < barrier.expected) {
@@ -433,6 +461,8 @@ void emu_barrier(int id, int threads, bool wait, const char* file, int line) {
             if (!barrier.release[u]) continue;
             w.seen[v][u] = std::max(w.seen[v][u], barrier.release[u]);
             for (uint32_t x = 0; x < w.warps; ++x) w.seen[v][x] = std::max(w.seen[v][x], w.seen[u][x]);
+            for (int x = 0; w.async && x < AGENTS; ++x)
+                w.agents_seen[v][x] = std::max(w.agents_seen[v][x], w.agents_seen[u][x]);
         }
         if (w.counting) traffic_flush(w, w.warp[v]);
         uint32_t lanes = barrier.waiting[v] & ~(v == mine ? bit : 0);
@@ -448,40 +478,6 @@ void emu_nanosleep() {
     w.yielded[me->view.linear / 32] |= 1u << me->view.linear % 32;
     wait_at(me, "__nanosleep", {"", 0}, __builtin_return_address(0));
     suspend(w);
-}
-
-void* emu_static_shared(const void* key, size_t bytes, size_t align, const char* name, const char*, int) {
-    Worker& w = *emu_worker;
-    for (uint32_t i = 0; i < w.static_objects; ++i)
-        if (w.objects[i].key == key) return reinterpret_cast<void*>(w.arena + w.objects[i].offset);
-    void* pc = __builtin_return_address(0);
-    size_t limit = w.launch->options.shared_limit ? w.launch->options.shared_limit : SHARED_LIMIT;
-    w.static_bytes += uint32_t((bytes + 15) & ~size_t(15));
-    if (w.static_bytes > STATIC_LIMIT)
-        fail(w, pc, format("`%s`: %u bytes of static shared memory, at most %zu", name, w.static_bytes, STATIC_LIMIT));
-    // Dynamic memory is aligned to 1024 bytes and lies behind the static memory.
-    uint32_t before = w.block.dynamic_bytes ? (w.static_bytes + 1023) & ~1023u : w.static_bytes;
-    if (before + w.block.dynamic_bytes > limit)
-        fail(w, pc, format("`%s`: too much shared memory: %u bytes dynamic and %u static, at most %zu", name,
-                           w.block.dynamic_bytes, before, limit));
-    if (w.static_objects == sizeof w.objects / sizeof w.objects[0] || align > 1024)
-        fail(w, pc, format("`%s`: more than 64 static shared objects, or an alignment above 1024", name));
-    size_t end = ARENA_FIRST + w.block.dynamic_bytes;
-    if (w.static_objects) end = w.objects[w.static_objects - 1].offset + w.objects[w.static_objects - 1].bytes;
-    size_t offset = (end + (w.static_objects ? STATIC_GAP : DYNAMIC_GAP) + 127) & ~size_t(127);
-    offset = (offset + align - 1) & ~(align - 1);
-    if (offset + bytes > ARENA_BYTES) fail(w, pc, format("`%s`: no room left for static shared memory", name));
-    w.objects[w.static_objects++] = {key, name, offset, bytes};
-    void* memory = reinterpret_cast<void*>(w.arena + offset);
-    std::memset(memory, 0xff, bytes);
-    return memory;
-}
-
-void emu_misaligned(const void* address, int bytes) {
-    Worker& w = *emu_worker;
-    void* pc = __builtin_return_address(0);
-    fail(w, pc, "misaligned: " + describe_address(reinterpret_cast<uintptr_t>(address), size_t(bytes), "vector access") +
-                    format(" is not aligned to %d", bytes));
 }
 
 void emu_trap(const char* what, const char*, int) { fail(*emu_worker, __builtin_return_address(0), what); }

@@ -38,6 +38,21 @@ typedef struct EmuTrafficRow {
     uint64_t ideal_wavefronts;   // the same without bank conflicts
 } EmuTrafficRow;
 
+// A tensor map, 128 bytes aligned to 64. Dimensions innermost first.
+#define EMU_TENSOR_MAP 0x0ce105u
+typedef struct EmuTensorMap {
+    uint64_t address;
+    uint32_t mark;           // EMU_TENSOR_MAP
+    uint8_t rank;            // 2 to 4
+    uint8_t element_bytes;
+    uint8_t swizzle;         // bytes: 0, 32, 64, 128
+    uint8_t pad;
+    uint64_t sizes[4];
+    uint64_t strides[3];     // bytes, of dimensions 1, 2, 3
+    uint64_t box[4];
+    uint64_t unused[3];
+} EmuTensorMap;
+
 typedef struct EmuTraffic EmuTraffic;  // rows of one launch
 
 // The kernel of that name or null; `emu_kernel_at` enumerates all in name order, null behind the last.

@@ -18,6 +18,9 @@ const char* verb(Access kind) { return kind == READ ? "read" : kind == WRITE ? "
 
 // Was the access stamped `earlier` ordered before what the running thread does now?
 inline bool ordered(const Worker& w, uint64_t earlier) {
+    if (earlier & STAMP_AGENT)
+        return earlier < w.floor ||
+               stamp_clock(earlier) < w.agents_seen[(w.stamp & STAMP_THREAD) / 32][(earlier & STAMP_THREAD) / 32];
     if (earlier < w.synchronised) return true;
     uint64_t differs = earlier ^ w.stamp;
     if (!(differs & STAMP_WARP)) {
@@ -32,7 +35,7 @@ inline bool ordered(const Worker& w, uint64_t earlier) {
 
 [[noreturn]] void shared_race(Worker& w, size_t offset, Access kind, void* pc, const char* other, uint64_t stamp,
                               uint32_t other_pc) {
-    std::string by = stamp & STAMP_MARK ? "several threads of warp " + std::to_string((stamp & STAMP_THREAD) / 32)
+    std::string by = stamp & STAMP_MARK && !(stamp & STAMP_AGENT) ? "several threads of warp " + std::to_string((stamp & STAMP_THREAD) / 32)
                                         : thread_text(stamp);
     fail(w, pc, "shared race: " + describe_address(w.arena + offset, 0, verb(kind)) + " is not ordered with the " +
                     other + " by " + by + " at " + position_token(other_pc));
@@ -53,7 +56,7 @@ inline void remember(uint64_t slot[2], uint32_t slot_pc[2], uint64_t stamp, uint
     slot_pc[0] = pc;
 }
 
-inline void check_cell(Worker& w, Cell& cell, size_t offset, Access kind, void* pc) {
+inline void check_cell(Worker& w, Cell& cell, size_t offset, Access kind, void* pc, bool record = true) {
     uint64_t stamp = w.stamp;
     if (kind == READ && cell.reader[0] == stamp) return;  // nothing unordered can have come in between
     if (kind == WRITE && cell.writer == stamp) return;
@@ -69,10 +72,12 @@ inline void check_cell(Worker& w, Cell& cell, size_t offset, Access kind, void* 
         for (int i = 0; i < 2; ++i)
             if (!ordered(w, cell.updater[i]))
                 shared_race(w, offset, kind, pc, "atomic", cell.updater[i], cell.updater_pc[i]);
+    if (!record) return;
     uint32_t where = pc_offset(pc);
     if (kind == WRITE) {
         cell.writer = stamp;
         cell.writer_pc = where;
+        w.fenced[offset / 4] = w.current->fences;
     } else if (kind == READ) {
         remember(cell.reader, cell.reader_pc, stamp, where);
     } else {
@@ -133,12 +138,15 @@ void find_shared_object(Worker& w, size_t offset, size_t bytes, Access kind, voi
     fail(w, pc, "out of bounds: " + describe_address(w.arena + offset, bytes, verb(kind)));
 }
 
+inline void check_pending(Worker& w, size_t offset, size_t bytes, Access kind, void* pc) {
+    for (size_t granule = offset / COPY_BYTES; granule <= (offset + bytes - 1) / COPY_BYTES; ++granule)
+        if (w.under_way[granule]) check_under_way(w, granule, offset, bytes, kind, pc);
+}
+
 inline void check_shared(Worker& w, size_t offset, uint32_t bytes, Access kind, void* pc) {
     if (offset - w.dynamic_first >= w.dynamic_bytes || offset - w.dynamic_first + bytes > w.dynamic_bytes)
         find_shared_object(w, offset, bytes, kind, pc);
-    if (w.copies)
-        for (size_t granule = offset / COPY_BYTES; granule <= (offset + bytes - 1) / COPY_BYTES; ++granule)
-            if (w.copied_by[granule]) fail_under_copy(w, granule, verb(kind), pc);
+    if (w.pending) check_pending(w, offset, bytes, kind, pc);
     if (offset % 4 || bytes % 4) return check_parts(w, offset, bytes, kind, pc);
     for (size_t word = offset / 4, end = word + bytes / 4; word < end; ++word) {
         if (split_level(w, word)) check_parts(w, word * 4, 4, kind, pc);
@@ -288,7 +296,51 @@ void check_access(Worker& w, const void* address, uint32_t bytes, Access kind, v
     check(w, address, bytes, kind, pc);
 }
 
-std::string thread_text(uint64_t stamp) { return "thread " + std::to_string(stamp & STAMP_THREAD); }
+void check_shared_bounds(Worker& w, const void* at, uint32_t bytes, Access kind, void* pc) {
+    size_t offset = reinterpret_cast<uintptr_t>(at) - w.arena;
+    if (offset - w.dynamic_first >= w.dynamic_bytes || offset - w.dynamic_first + bytes > w.dynamic_bytes)
+        find_shared_object(w, offset, bytes, kind, pc);
+}
+
+bool is_ordered(const Worker& w, uint64_t earlier) { return ordered(w, earlier); }
+
+// f(cell, its offset) for whole words.
+template <class F>
+static inline void each_cell(Worker& w, const void* at, uint32_t bytes, F f) {
+    size_t offset = reinterpret_cast<uintptr_t>(at) - w.arena;
+    for (size_t end = offset + bytes; offset < end; offset += 4u >> split_level(w, offset / 4))
+        f(cell_at(w, offset), offset);
+}
+
+void check_async_read(Worker& w, const void* from, uint32_t bytes, void* pc) {
+    check_shared_bounds(w, from, bytes, READ, pc);
+    if (w.pending) check_pending(w, reinterpret_cast<uintptr_t>(from) - w.arena, bytes, READ, pc);
+    each_cell(w, from, bytes, [&](Cell& cell, size_t offset) {
+        check_cell(w, cell, offset, READ, pc, false);
+        if (cell.writer < w.floor || cell.writer & STAMP_AGENT) return;
+        if (w.lanes[cell.writer & STAMP_THREAD].fences == w.fenced[offset / 4])
+            fail(w, pc, "missing fence_async: " + describe_address(w.arena + offset, 0, "asynchronous read") +
+                            " of what " + thread_text(cell.writer) + " wrote at " + position_token(cell.writer_pc) +
+                            " without the fence behind it");
+    });
+}
+
+void record_agent(Worker& w, const void* at, uint32_t bytes, Access kind, int agent, uint32_t clock, void* pc) {
+    uint64_t stamp = uint64_t(w.id) << STAMP_WORKER | uint64_t(clock) << STAMP_CLOCK | STAMP_AGENT | uint64_t(agent) * 32;
+    uint32_t where = pc_offset(pc);
+    each_cell(w, at, bytes, [&](Cell& cell, size_t) {
+        if (kind == READ) {
+            remember(cell.reader, cell.reader_pc, stamp, where);
+        } else {
+            cell.writer = stamp;
+            cell.writer_pc = where;
+        }
+    });
+}
+
+std::string thread_text(uint64_t stamp) {
+    return stamp & STAMP_AGENT ? "an asynchronous operation" : "thread " + std::to_string(stamp & STAMP_THREAD);
+}
 
 }  // namespace emu
 
@@ -310,6 +362,40 @@ HOOKS(8)
 HOOKS(16)
 
 extern "C" {
+void* emu_static_shared(const void* key, size_t bytes, size_t align, const char* name, const char*, int) {
+    Worker& w = *emu_worker;
+    for (uint32_t i = 0; i < w.static_objects; ++i)
+        if (w.objects[i].key == key) return reinterpret_cast<void*>(w.arena + w.objects[i].offset);
+    void* pc = __builtin_return_address(0);
+    size_t limit = w.launch->options.shared_limit ? w.launch->options.shared_limit : SHARED_LIMIT;
+    w.static_bytes += uint32_t((bytes + 15) & ~size_t(15));
+    if (w.static_bytes > STATIC_LIMIT)
+        fail(w, pc, format("`%s`: %u bytes of static shared memory, at most %zu", name, w.static_bytes, STATIC_LIMIT));
+    // Dynamic memory is aligned to 1024 bytes and lies behind the static memory.
+    uint32_t before = w.block.dynamic_bytes ? (w.static_bytes + 1023) & ~1023u : w.static_bytes;
+    if (before + w.block.dynamic_bytes > limit)
+        fail(w, pc, format("`%s`: too much shared memory: %u bytes dynamic and %u static, at most %zu", name,
+                           w.block.dynamic_bytes, before, limit));
+    if (w.static_objects == sizeof w.objects / sizeof w.objects[0] || align > 1024)
+        fail(w, pc, format("`%s`: more than 64 static shared objects, or an alignment above 1024", name));
+    size_t end = ARENA_FIRST + w.block.dynamic_bytes;
+    if (w.static_objects) end = w.objects[w.static_objects - 1].offset + w.objects[w.static_objects - 1].bytes;
+    size_t offset = (end + (w.static_objects ? STATIC_GAP : DYNAMIC_GAP) + 127) & ~size_t(127);
+    offset = (offset + align - 1) & ~(align - 1);
+    if (offset + bytes > ARENA_BYTES) fail(w, pc, format("`%s`: no room left for static shared memory", name));
+    w.objects[w.static_objects++] = {key, name, offset, bytes};
+    void* memory = reinterpret_cast<void*>(w.arena + offset);
+    std::memset(memory, 0xff, bytes);
+    return memory;
+}
+
+void emu_misaligned(const void* address, int bytes) {
+    Worker& w = *emu_worker;
+    void* pc = __builtin_return_address(0);
+    fail(w, pc, "misaligned: " + describe_address(reinterpret_cast<uintptr_t>(address), size_t(bytes), "vector access") +
+                    format(" is not aligned to %d", bytes));
+}
+
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

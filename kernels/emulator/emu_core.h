@@ -107,6 +107,14 @@ struct emu_floats4 {
     float v[4];
 };
 
+// What a wgmma computes besides its shape; the kind is an emu_mma_kind, a major one of ptx_sm90.cuh.
+struct emu_wgmma_form {
+    int kind;
+    bool accumulate;
+    bool a_in_registers;
+    int major_a, major_b;
+};
+
 typedef void (*emu_thunk)(const void* args);
 
 extern "C" {
@@ -133,6 +141,30 @@ void emu_stmatrix(void* row, emu_words4 x, int matrices, bool transposed, EMU_SI
 void emu_cp_async(void* to, const void* from, int bytes);
 void emu_cp_async_commit();
 void emu_cp_async_wait(int groups);  // all but the last `groups` committed groups
+
+// mbarriers live in a table of the emulator; their bytes in shared memory are only a name.
+void emu_mbarrier_init(void* barrier, int count);
+void emu_mbarrier_init_fence();
+void emu_mbarrier_arrive(void* barrier, int bytes);  // `bytes`: announced
+void emu_mbarrier_wait(void* barrier, int parity);
+
+// Bulk copies. A load happens when no thread can run (in the shuffled order at a random time before), a store when the
+// calling thread waits for its group.
+void emu_fence_async();
+void emu_bulk_load(void* to, const void* from, int bytes, void* barrier);
+void emu_bulk_store(void* to, const void* from, int bytes);
+void emu_tensor_load(void* to, const void* map, const int* at, int rank, void* barrier);
+void emu_tensor_store(const void* map, const int* at, int rank, const void* from);
+void emu_bulk_commit();
+void emu_bulk_wait(int groups, bool read);  // all but the last `groups`; `read`: only until they have read
+
+// Products of a warpgroup: computed when the first of its warps waits for them, NaN in `d` until its own warp has.
+uint32_t emu_shared_offset(const void* address);
+void emu_wgmma(float* d, int registers, emu_wgmma_form form, emu_words4 a, uint64_t tile_a, uint64_t tile_b,
+               EMU_SITE_PARAMETERS);
+void emu_wgmma_fence();
+void emu_wgmma_commit();
+void emu_wgmma_wait(int groups);
 
 // Atomics return the old value; `other` is the value compared with (cas).
 uint16_t emu_atomic16(int kind, void* address, uint16_t value, uint16_t other);

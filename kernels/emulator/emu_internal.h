@@ -31,12 +31,15 @@ constexpr size_t COPY_BYTES = 16;         // of one asynchronous copy
 constexpr uint64_t ACCESS_BUDGET = 1ull << 26;  // accesses of one thread between two synchronising calls
 constexpr uint32_t IDLE_ROUNDS = 20000;         // rounds of nothing but __nanosleep
 
-// A stamp orders accesses: worker (8 bits), warp clock (32), warp meetings (13), atomic or several-lanes mark (1),
-// thread in block (10). A warp's clock moves at block barriers, its meeting count at warp operations; both only grow,
+// A stamp orders accesses: worker (8 bits), warp clock (32), warp meetings (12), atomic or several-lanes mark (1), agent
+// mark (1), thread in block (10). A warp's clock moves at block barriers, its meeting count at warp operations; both only grow,
 // so what is remembered about a place never needs clearing. An overflowing meeting count carries into the clock.
-constexpr int STAMP_WORKER = 56, STAMP_CLOCK = 24, STAMP_NOW = 11;
-constexpr uint64_t STAMP_MARK = 1u << 10;
-constexpr uint64_t STAMP_THREAD = 0x3ff, STAMP_WARP = 0x3e0;
+// An agent does what threads have started: its accesses are ordered for a warp that has waited for them, and for no
+// other, whatever barriers that passes. Its number stands in the place of the warp's.
+constexpr int STAMP_WORKER = 56, STAMP_CLOCK = 24, STAMP_NOW = 12;
+constexpr uint64_t STAMP_MARK = 1u << 11, STAMP_AGENT = 1u << 10;
+constexpr uint64_t STAMP_THREAD = 0x3ff, STAMP_WARP = 0x7e0;
+constexpr int AGENTS = 32;
 constexpr uint64_t STAMP_MEETING = 1u << STAMP_NOW;
 inline uint32_t stamp_clock(uint64_t stamp) { return uint32_t(stamp >> STAMP_CLOCK); }
 
@@ -78,6 +81,8 @@ struct Lane {
     bool did_atomic;  // a global atomic in this block
     std::vector<Copy> copies;
     uint32_t groups;  // of copies, committed
+    uint32_t mbarrier;           // it waits for, offset in the arena; 0: none
+    uint32_t fences, init_fences;  // fence_async and mbarrier_init_fence done
 };
 
 // Lanes that wait for the others of a mask. Indexed by the lowest lane of the mask: disjoint masks never clash.
@@ -89,6 +94,7 @@ struct Meeting {
 };
 
 struct TrafficTable;
+struct Async;
 
 struct Warp {
     Lane* lanes;
@@ -214,8 +220,13 @@ struct Worker {
     Barrier barriers[BARRIERS];
     uint32_t static_bytes, static_objects;
     StaticObject objects[64];
-    uint32_t copies;  // of all lanes
-    uint32_t copied_by[ARENA_BYTES / COPY_BYTES];  // thread + 1 whose copy is under way
+    // Of each 16 bytes of shared memory: who will write them (low half: thread + 1 of a cp.async or one of Pending), and
+    // how many asynchronous operations have still to read them (high half). `pending`: how many have an entry.
+    uint32_t pending;
+    uint32_t under_way[ARENA_BYTES / COPY_BYTES];
+    uint32_t fenced[ARENA_BYTES / 4];  // fence_async that the last writer of a word had done before
+    uint32_t agents_seen[MAX_WARPS][AGENTS];  // clocks of agents that a warp has waited for
+    Async* async;  // mbarriers, bulk copies, wgmma; null until a kernel uses one
 
     uint32_t free_stacks;
     uint16_t free_stack[MAX_THREADS];
@@ -231,19 +242,35 @@ struct Worker {
     Lane lanes[MAX_THREADS];
 };
 
+enum Pending : uint32_t { BULK_LOAD = 0xffff, MBARRIER = 0xfffe };
+
 // emu.cpp
+void suspend(Worker& w);
+void make_ready(Worker& w, uint32_t warp, uint32_t lanes);
+void wait_at(Lane* lane, const char* what, Site site, void* pc);
+// Moves the calling thread's warp to a fresh clock and returns it: what the warp did so far is before it.
+uint32_t release(Worker& w);
+uint64_t draw(Worker& w);
 void run_block(Worker& w);
 void layout_block(Worker& w, const uint32_t shape[3]);
 Worker* create_worker(uint32_t id);
 Worker* self();
 inline Warp& warp_of(Worker& w, const Lane* lane) { return w.warp[lane->view.linear / 32]; }
 void meet(Worker& w, uint32_t mask, const Operation& operation, Site site, void* pc);
+// Notes what went wrong, for a caller that ends the block itself.
+void set_fault(Worker& w, const Lane* lane, std::string where, std::string cause);
 // Ends the launch with a report. `where` is a position or a token of one, or empty.
 [[noreturn]] void fail(Worker& w, std::string where, std::string cause);
 [[noreturn]] void fail(Worker& w, void* pc, std::string cause);
 
 // emu_check.cpp
 void check_access(Worker& w, const void* address, uint32_t bytes, Access kind, void* pc);
+// Shared memory, whole words: what an asynchronous operation that the calling thread starts now will read, fence_async
+// of the writers included; and what an agent has done.
+void check_async_read(Worker& w, const void* from, uint32_t bytes, void* pc);
+void record_agent(Worker& w, const void* at, uint32_t bytes, Access kind, int agent, uint32_t clock, void* pc);
+void check_shared_bounds(Worker& w, const void* at, uint32_t bytes, Access kind, void* pc);
+bool is_ordered(const Worker& w, uint64_t earlier);
 std::string thread_text(uint64_t stamp);
 inline bool in_arena(const Worker& w, const void* address) {
     return reinterpret_cast<uintptr_t>(address) - w.arena < ARENA_BYTES;
@@ -252,7 +279,16 @@ inline bool in_arena(const Worker& w, const void* address) {
 // emu_tensor.cpp
 void end_copies(Worker& w, Lane& lane);
 void drop_copies(Worker& w);
-[[noreturn]] void fail_under_copy(Worker& w, size_t granule, std::string access, void* pc);
+std::string copy_text(const Worker& w, size_t granule);
+
+// emu_bulk.cpp
+bool finish_load(Worker& w);  // lets one bulk load happen; false: there is none
+void end_async(Worker& w, Lane& lane);
+void end_async_block(Worker& w);
+void drop_async(Worker& w);
+void check_under_way(Worker& w, size_t granule, size_t offset, size_t bytes, Access kind, void* pc);
+// emu_mbarrier.cpp
+std::string mbarrier_text(const Worker& w, uint32_t offset);
 
 // emu_buffers.cpp
 Buffer* find_buffer(uintptr_t address);

@@ -41,7 +41,7 @@ std::string position_token(uint32_t offset) {
 
 std::string position(Site site, void* pc) {
     std::string file = short_path(site.file);
-    if (file.empty() || file == "kernels/common.cuh" || file == "kernels/ptx.cuh") return position_token(pc);
+    if (file.empty() || file == "kernels/common.cuh" || file.rfind("kernels/ptx", 0) == 0) return position_token(pc);
     return file + ":" + std::to_string(site.line);
 }
 
@@ -80,8 +80,9 @@ std::map<void*, Position>& cache() {
 }
 
 bool is_wrapper(const std::string& file) {
-    return file.find("common.cuh") != std::string::npos || file.find("ptx.cuh") != std::string::npos || file.find("emulator/emu") != std::string::npos ||
-           file.find("mmintrin.h") != std::string::npos;
+    for (const char* wrapper : {"common.cuh", "ptx.cuh", "ptx_sm90.cuh", "emulator/emu", "mmintrin.h"})
+        if (file.find(wrapper) != std::string::npos) return true;
+    return false;
 }
 
 // One run of addr2line for all. With -a -i it prints the address, then the innermost position and the positions it

@@ -111,14 +111,14 @@ void meet_matrices(Worker& w, Matrices& x, const Operation& operation, Access ki
 
 // ---- asynchronous copies ----------------------------------------------------------------------------------------------
 
-uint32_t& copied_by(Worker& w, const void* to) {
-    return w.copied_by[(reinterpret_cast<uintptr_t>(to) - w.arena) / COPY_BYTES];
+uint32_t& under_way(Worker& w, const void* to) {
+    return w.under_way[(reinterpret_cast<uintptr_t>(to) - w.arena) / COPY_BYTES];
 }
 
 // Lets a copy happen: now the calling thread writes.
 void complete(Worker& w, const Copy& copy, void* pc) {
-    copied_by(w, copy.to) = 0;
-    --w.copies;
+    under_way(w, copy.to) &= 0xffff0000u;
+    --w.pending;
     std::memcpy(copy.to, copy.from, copy.bytes);
     std::memset(copy.to + copy.bytes, 0, COPY_BYTES - copy.bytes);
     if (!emu_checked) return;
@@ -140,18 +140,16 @@ void end_copies(Worker& w, Lane& lane) {
 
 void drop_copies(Worker& w) {
     for (Lane& lane : w.lanes) lane.copies.clear();
-    std::memset(w.copied_by, 0, sizeof w.copied_by);
-    w.copies = 0;
+    std::memset(w.under_way, 0, sizeof w.under_way);
+    w.pending = 0;
 }
 
-void fail_under_copy(Worker& w, size_t granule, std::string access, void* pc) {
-    const Lane& lane = w.lanes[w.copied_by[granule] - 1];
+std::string copy_text(const Worker& w, size_t granule) {
     const uint8_t* to = reinterpret_cast<uint8_t*>(w.arena) + granule * COPY_BYTES;
-    std::string issued;
-    for (const Copy& copy : lane.copies)
-        if (copy.to == to) issued = position_token(copy.pc);
-    fail(w, pc, "under way: " + describe_address(reinterpret_cast<uintptr_t>(to), 0, access.c_str()) +
-                    " of what an asynchronous copy of " + issued + " will write: its thread has not waited for it");
+    for (const Copy& copy : w.lanes[(w.under_way[granule] & 0xffff) - 1].copies)
+        if (copy.to == to)
+            return "an asynchronous copy of " + position_token(copy.pc) + " will write: its thread has not waited for it";
+    return "an asynchronous copy will write";
 }
 
 }  // namespace emu
@@ -193,8 +191,8 @@ void emu_cp_async(void* to, const void* from, int bytes) {
         check_access(w, to, COPY_BYTES, WRITE, shifted(pc, 1));
     }
     std::memset(to, 0xff, COPY_BYTES);
-    copied_by(w, to) = me->view.linear + 1;
-    ++w.copies;
+    under_way(w, to) |= me->view.linear + 1;
+    ++w.pending;
     me->copies.push_back({static_cast<uint8_t*>(to), from, uint32_t(bytes), me->groups, pc});
 }
 

@@ -22,6 +22,7 @@ use crate::{Error, Result};
 mod graph;
 mod memory;
 mod probe;
+mod tensor_map;
 #[cfg(test)]
 mod tests;
 

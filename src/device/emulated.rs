@@ -115,7 +115,17 @@ impl Traffic {
     }
 }
 
+/// A launch of a dry run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DryLaunch {
+    /// Full kernel name.
+    pub kernel: String,
+    /// Its grid, block and shared memory.
+    pub launch: super::Launch,
+}
+
 thread_local! {
+    static DRY: RefCell<Option<Vec<DryLaunch>>> = const { RefCell::new(None) };
     static OPTIONS: Cell<Option<Options>> = const { Cell::new(None) };
     static TRAFFIC: RefCell<Vec<Traffic>> = const { RefCell::new(Vec::new()) };
 }
@@ -142,6 +152,27 @@ pub fn take_traffic() -> Vec<Traffic> {
     TRAFFIC.take()
 }
 
+/// Runs `f` without its launches, which are returned instead: nothing is computed on [`Device::Emulated`] by this thread,
+/// matrix products included, so shapes may be as large as memory allows. What `f` reads back is what memory held.
+///
+/// [`Device::Emulated`]: super::Device::Emulated
+pub fn dry_run<R>(f: impl FnOnce() -> R) -> (R, Vec<DryLaunch>) {
+    struct Reset(Option<Vec<DryLaunch>>);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            DRY.replace(self.0.take());
+        }
+    }
+    let _reset = Reset(DRY.replace(Some(Vec::new())));
+    let result = f();
+    (result, DRY.take().unwrap_or_default())
+}
+
+/// Whether this thread is inside [`dry_run`].
+pub(super) fn dry() -> bool {
+    DRY.with_borrow(Option::is_some)
+}
+
 /// Names of all kernels in this build and the sizes of their argument structs, ordered by name.
 pub fn kernels() -> Vec<(String, usize)> {
     let mut all = Vec::new();
@@ -161,6 +192,13 @@ pub fn kernels() -> Vec<(String, usize)> {
 /// A text with kernel, block, thread, source position and cause: an unknown name, arguments of another size, too much
 /// shared memory, or what the checks found.
 pub fn launch(kernel: &str, grid: [u32; 3], block: [u32; 3], shared: u32, args: &[u8]) -> Result<(), String> {
+    let recorded = DRY.with_borrow_mut(|dry| {
+        let launch = super::Launch { grid, block, shared };
+        dry.as_mut().map(|all| all.push(DryLaunch { kernel: kernel.into(), launch }))
+    });
+    if recorded.is_some() {
+        return Ok(());
+    }
     let name = CString::new(kernel).map_err(|_| format!("{kernel}: not a kernel name"))?;
     let Options { order, seed, checks, shared_limit } = options();
     let c_options = ffi::Options { order: order as u32, checks: checks as u32, seed, shared_limit, threads: 0 };
@@ -350,6 +388,20 @@ mod tests {
         n: u64,
         factor: f32,
         pad: u32,
+    }
+
+    #[test]
+    fn a_dry_run_computes_nothing() {
+        let mut y = Storage::alloc(&Device::Emulated, 4 * 128).unwrap();
+        y.zero().unwrap();
+        let args = Args { x: y.ptr(), y: y.ptr(), n: 128, factor: 1.0, pad: 0 };
+        let launch = Launch::linear(1, 128);
+        // SAFETY: the launch is not run.
+        let run = || unsafe { Device::Emulated.launch("scale", "scale_fwd", DType::F32, launch, &args) };
+        let (result, recorded) = super::dry_run(run);
+        result.unwrap();
+        assert_eq!(recorded, [super::DryLaunch { kernel: "scale_fwd_f32".into(), launch }]);
+        assert!(!super::dry());
     }
 
     #[test]

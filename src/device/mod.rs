@@ -17,6 +17,7 @@ pub mod gemm;
 pub mod graph;
 pub mod host;
 pub mod small_gemm;
+pub mod tensor_map;
 pub mod window;
 
 use std::fmt;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 #[cfg(feature = "cuda")]
 pub use cuda::CudaDevice;
 use host::HostBuffer;
+pub use tensor_map::{TensorBox, TensorMap};
 
 use crate::{DType, Error, Result};
 

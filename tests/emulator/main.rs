@@ -2,10 +2,12 @@
 //! language computes, and what its traffic counters count. Kernels: `kernels/emulator/tests/*.cu`.
 #![cfg(feature = "emulator")]
 
+mod async_faults;
 mod faults;
 mod ops;
 mod ptx;
 mod semantics;
+mod sm90;
 mod supporting;
 mod traffic;
 

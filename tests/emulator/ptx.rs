@@ -74,7 +74,7 @@ fn places(i: usize, lane: usize, transposed: bool) -> [usize; 2] {
 
 #[test]
 fn matrices_from_shared_memory() {
-    let x: Vec<u16> = (0..256).map(|i| i * 259 + 3).collect();
+    let x: Vec<u16> = (0..256u16).map(|i| i.wrapping_mul(259)).collect();
     let y = run("probe_ldmatrix", DType::BF16, &x, &[], 14 * 32);
     let mut rows = y.chunks(32);
     for transposed in [false, true] {
