@@ -16,6 +16,7 @@ pub mod gather_rows;
 pub mod gelu;
 pub mod grad_norm;
 mod indices;
+pub mod l2_normalize;
 pub mod lars;
 pub mod layer_norm;
 pub mod linear;
@@ -28,6 +29,7 @@ pub mod patchify;
 mod pixels;
 pub mod residual;
 pub mod scale;
+pub mod sigmoid_pair_loss;
 pub mod softmax;
 
 pub use case::{Case, Fill, Input, Operand, Role, Run};
@@ -48,6 +50,7 @@ pub fn cases() -> Vec<Case> {
         gather_rows::cases(),
         gelu::cases(),
         grad_norm::cases(),
+        l2_normalize::cases(),
         lars::cases(),
         layer_norm::cases(),
         linear::cases(),
@@ -57,6 +60,7 @@ pub fn cases() -> Vec<Case> {
         mean_pool::cases(),
         residual::cases(),
         scale::cases(),
+        sigmoid_pair_loss::cases(),
         softmax::cases(),
     ]
     .into_iter()
