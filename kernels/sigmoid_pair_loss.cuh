@@ -32,7 +32,7 @@ struct Gain<f16> {
     static constexpr float value = 32768.f;
 };
 
-// ln(1 + x) for 0 <= x <= 1 within 1.4 units in the last place, also relative near 0, where log(1 + x) is not: as
+// ln(1 + x) for 0 <= x <= 1 within 1.5 units in the last place, also relative near 0, where log(1 + x) is not: as
 // src/math.rs.
 __device__ __forceinline__ float ln_1p(float x) {
     float q = 5.36483014e-3f;

@@ -72,7 +72,7 @@ pub(crate) fn erf(x: f32) -> f32 {
     if size < SPLIT { near } else { far }
 }
 
-/// `ln(1 + x)` within 1.4 units in the last place for 0 <= x <= 1, also relative near 0; NaN of NaN.
+/// `ln(1 + x)` within 1.5 units in the last place for 0 <= x <= 1, also relative near 0; NaN of NaN.
 ///
 /// `x + x² q(x)`, `q` of degree 7 fitted for the least relative error of the result, 3e-8.
 #[inline(always)]
@@ -171,7 +171,7 @@ mod tests {
     fn ln_1p_is_accurate() {
         let dense = (0..=1 << 20).map(|i| i as f32 / (1 << 20) as f32);
         let (error, at) = worst(ln_1p, f64::ln_1p, grid().filter(|x| (0.0..=1.0).contains(x)).chain(dense));
-        assert!(error <= 1.4, "{error} ulp at {at:e}");
+        assert!(error <= 1.5, "{error} ulp at {at:e}");
         assert!(ln_1p(f32::NAN).is_nan());
     }
 
