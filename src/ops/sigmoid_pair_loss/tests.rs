@@ -49,6 +49,14 @@ fn matches_the_oracle_in_panels() {
     check(&part(270, 40, 136, TRAINED, [7, 140])).unwrap();
 }
 
+/// Whole tiles, which take another path where no positive is in them: the diagonal passes by, or ends in a corner.
+#[test]
+fn matches_the_oracle_in_whole_tiles() {
+    for from in [[0, 128], [0, 127], [127, 0], [0, 0]] {
+        check(&part(128, 128, 8, START, from)).unwrap();
+    }
+}
+
 #[test]
 fn matches_the_oracle_at_any_temperature() {
     for numbers in [TRAINED, [-6.0, 0.0], [8.5, 3.0], [2.0, -16.0]] {
