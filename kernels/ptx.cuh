@@ -32,6 +32,8 @@ __device__ __forceinline__ unsigned computed_here(unsigned x) {
 
 // ---- arithmetic ---------------------------------------------------------------------------------------------------------
 
+#define LOG2_E 1.4426950408889634f  // e^x = 2^(LOG2_E x)
+
 // 2^x to about two units in the last place; results below 2^-126 are zero.
 __device__ __forceinline__ float exp2_approx(float x) {
 #ifdef __CUDACC__

@@ -120,6 +120,8 @@ pub mod num_like {
         fn exp(self) -> Self;
         /// Error function, likewise.
         fn erf(self) -> Self;
+        /// `ln(1 + self)` of values from 0 to 1, keeping the digits of small ones; for f32 branch-free.
+        fn ln_1p(self) -> Self;
         /// Natural logarithm.
         fn ln(self) -> Self;
         /// The larger; NaN of either side is kept.
@@ -129,7 +131,7 @@ pub mod num_like {
     }
 
     macro_rules! ops {
-        ($t:ty, $exp:path, $erf:path) => {
+        ($t:ty, $exp:path, $erf:path, $ln_1p:path) => {
             impl Ops for $t {
                 const ZERO: Self = 0.0;
                 const ONE: Self = 1.0;
@@ -155,6 +157,10 @@ pub mod num_like {
                     $erf(self)
                 }
                 #[inline(always)]
+                fn ln_1p(self) -> Self {
+                    $ln_1p(self)
+                }
+                #[inline(always)]
                 fn ln(self) -> Self {
                     <$t>::ln(self)
                 }
@@ -170,8 +176,8 @@ pub mod num_like {
             }
         };
     }
-    ops!(f32, crate::math::exp, crate::math::erf);
-    ops!(f64, f64::exp, libm::erf);
+    ops!(f32, crate::math::exp, crate::math::erf, crate::math::ln_1p);
+    ops!(f64, f64::exp, libm::erf, f64::ln_1p);
 }
 
 macro_rules! element {

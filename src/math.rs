@@ -72,6 +72,24 @@ pub(crate) fn erf(x: f32) -> f32 {
     if size < SPLIT { near } else { far }
 }
 
+/// `ln(1 + x)` within 1.5 units in the last place for 0 <= x <= 1, also relative near 0; NaN of NaN.
+///
+/// `x + x² q(x)`, `q` of degree 7 fitted for the least relative error of the result, 3e-8.
+#[inline(always)]
+pub(crate) fn ln_1p(x: f32) -> f32 {
+    const Q: [f32; 8] = [
+        -0.499_996_48,
+        0.333_213_24,
+        -0.248_571_63,
+        0.191_536_56,
+        -0.137_538_06,
+        0.079_204_574,
+        -0.030_065_816,
+        0.005_364_83,
+    ];
+    (x * x).mul_add(horner(x, Q), x)
+}
+
 /// Partial results of a reduction: the order is the same on every machine, and the compiler can use vectors.
 const LANES: usize = 16;
 
@@ -147,6 +165,14 @@ mod tests {
         let dense = (-1_040_000..=890_000).map(|i| i as f32 * 1e-4);
         let (error, at) = worst(exp, f64::exp, grid().chain(dense));
         assert!(error <= 1.1, "{error} ulp at {at:e}");
+    }
+
+    #[test]
+    fn ln_1p_is_accurate() {
+        let dense = (0..=1 << 20).map(|i| i as f32 / (1 << 20) as f32);
+        let (error, at) = worst(ln_1p, f64::ln_1p, grid().filter(|x| (0.0..=1.0).contains(x)).chain(dense));
+        assert!(error <= 1.5, "{error} ulp at {at:e}");
+        assert!(ln_1p(f32::NAN).is_nan());
     }
 
     #[test]

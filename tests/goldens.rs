@@ -16,6 +16,8 @@ mod finetune;
 mod model;
 #[path = "golden/reader.rs"]
 mod reader;
+#[path = "golden/siglip.rs"]
+mod siglip;
 #[path = "golden/tables.rs"]
 mod tables;
 
@@ -49,6 +51,10 @@ const KINDS: &[(&str, Runner)] = &[
     ("mae/pretrain_forward", model::pretrain_forward),
     ("mae/pretrain_trajectory", model::pretrain_trajectory),
     ("mae/visualise", model::visualise),
+    ("siglip/dist_siglip", siglip::ranks),
+    ("siglip/siglip_loss", siglip::loss),
+    ("siglip/siglip_negatives", siglip::loss),
+    ("siglip/siglip_rectangle", siglip::loss),
 ];
 
 /// Recipes and kinds still to come: listed, not failed.

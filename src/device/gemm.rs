@@ -45,13 +45,7 @@ pub fn gemm(spec: &GemmSpec, a: &Storage, b: &Storage, bias: Option<&Storage>, d
     let Layout { m, n, k, input, output, .. } = spec.layout;
     let check = |arg: &'static str, s: &Storage, len: usize, dtype: DType| {
         if s.bytes() != len * dtype.size() {
-            return Err(Error::argument(
-                "gemm",
-                arg,
-                "length",
-                s.bytes().to_string(),
-                (len * dtype.size()).to_string(),
-            ));
+            return Err(length(arg, s.bytes(), (len * dtype.size()).to_string()));
         }
         Ok(())
     };
@@ -61,18 +55,60 @@ pub fn gemm(spec: &GemmSpec, a: &Storage, b: &Storage, bias: Option<&Storage>, d
     if let Some(bias) = bias {
         check("bias", bias, n, input)?;
     }
+    run(spec, Offsets::default(), a, b, bias, d)
+}
+
+/// Where the matrices of a product begin in their storages, in elements: at some row of a larger matrix, say.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Offsets {
+    /// Of `A`.
+    pub a: usize,
+    /// Of `B`.
+    pub b: usize,
+    /// Of `D`.
+    pub d: usize,
+}
+
+/// [`gemm`] on parts of storages. Elements of `d` outside its part are left alone.
+///
+/// # Errors
+/// When a part reaches beyond its storage.
+pub fn gemm_part(spec: &GemmSpec, at: Offsets, a: &Storage, b: &Storage, d: &mut Storage) -> Result<()> {
+    let Layout { m, n, k, input, output, .. } = spec.layout;
+    for (arg, s, first, len, dtype) in
+        [("a", a, at.a, m * k, input), ("b", b, at.b, k * n, input), ("d", &*d, at.d, m * n, output)]
+    {
+        let end = first.checked_add(len).and_then(|end| end.checked_mul(dtype.size()));
+        if end.is_none_or(|end| end > s.bytes()) {
+            let expected = format!("{len} elements of {dtype} from element {first} on");
+            return Err(length(arg, s.bytes(), expected));
+        }
+    }
+    run(spec, at, a, b, None, d)
+}
+
+fn length(arg: &'static str, bytes: usize, expected: String) -> Error {
+    Error::argument("gemm", arg, "length", bytes.to_string(), expected)
+}
+
+/// The product, once the lengths are checked.
+fn run(spec: &GemmSpec, at: Offsets, a: &Storage, b: &Storage, bias: Option<&Storage>, d: &mut Storage) -> Result<()> {
+    let Layout { m, n, k, input, output, .. } = spec.layout;
     if m == 0 || n == 0 {
         return Ok(());
     }
+    let [from_a, from_b, from_d] =
+        [(at.a, input), (at.b, input), (at.d, output)].map(|(first, dtype)| first * dtype.size());
     if let Device::Cuda(device) = d.device().clone() {
         #[cfg(feature = "cuda")]
         {
             if [Some(a), Some(b), bias].into_iter().flatten().any(|operand| operand.device() != d.device()) {
                 return Err(mixed());
             }
-            // SAFETY: the lengths and devices were checked against the layout just above; all four allocations outlive the call,
-            // and frees are ordered behind it on the same stream.
-            return unsafe { device.gemm(spec, a.ptr(), b.ptr(), bias.map(Storage::ptr), d.ptr()) };
+            let (a, b, d) = (a.ptr() + from_a as u64, b.ptr() + from_b as u64, d.ptr() + from_d as u64);
+            // SAFETY: the callers checked that each part lies in its allocation, and the devices were checked just above;
+            // all four allocations outlive the call, and frees are ordered behind it on the same stream.
+            return unsafe { device.gemm(spec, a, b, bias.map(Storage::ptr), d) };
         }
         #[cfg(not(feature = "cuda"))]
         match *device {}
@@ -80,12 +116,13 @@ pub fn gemm(spec: &GemmSpec, a: &Storage, b: &Storage, bias: Option<&Storage>, d
     let (Some(_), Some(_), true) = (a.host(), b.host(), bias.is_none_or(|x| x.host().is_some())) else {
         return Err(mixed());
     };
+    let part = |s: &Storage, from: usize, len: usize| graph::Bytes { address: s.ptr() + from as u64, len };
     let work = || graph::HostWork::Gemm {
         spec: *spec,
-        a: a.range(),
-        b: b.range(),
-        bias: bias.map(Storage::range),
-        d: d.range(),
+        a: part(a, from_a, m * k * input.size()),
+        b: part(b, from_b, k * n * input.size()),
+        bias: bias.map(|bias| part(bias, 0, n * input.size())),
+        d: part(d, from_d, m * n * output.size()),
     };
     if graph::note(&d.device().clone(), work) {
         return Ok(());
@@ -97,10 +134,11 @@ pub fn gemm(spec: &GemmSpec, a: &Storage, b: &Storage, bias: Option<&Storage>, d
     let (Some(a), Some(b)) = (a.host(), b.host()) else { return Err(mixed()) };
     let bias = bias.map(|x| x.host().ok_or_else(mixed)).transpose()?;
     let Some(d) = d.host_mut() else { return Err(mixed()) };
-    on_host(spec, a, b, bias, d)
+    let (a, b) = (&a[from_a..][..m * k * input.size()], &b[from_b..][..k * n * input.size()]);
+    on_host(spec, a, b, bias, &mut d[from_d..][..m * n * output.size()])
 }
 
-/// [`gemm`] on host memory whose lengths were checked.
+/// [`run`] on host memory.
 pub(super) fn on_host(spec: &GemmSpec, a: &[u8], b: &[u8], bias: Option<&[u8]>, d: &mut [u8]) -> Result<()> {
     match (spec.layout.input, spec.layout.output) {
         (DType::F32, DType::F32) => host::<f32>(spec, cast(a), cast(b), bias.map(cast), cast_mut(d)),
@@ -188,7 +226,7 @@ impl<T: Float<Acc = T> + crate::dtype::Real> Piece<'_, T> {
         let mut beta = T::of(spec.beta.into());
         if let Some(bias) = bias {
             for row in rows.clone() {
-                // SAFETY: `gemm` checked that D is [m, n]; these are the piece's own elements of it.
+                // SAFETY: `run` cut D to [m, n]; these are the piece's own elements of it.
                 let row = unsafe { std::slice::from_raw_parts_mut(d.add(row * n + cols.start), cols.len()) };
                 for (d, &x) in row.iter_mut().zip(&bias[cols.clone()]) {
                     *d = if beta == T::ZERO { x } else { beta * *d + x };
@@ -200,7 +238,7 @@ impl<T: Float<Acc = T> + crate::dtype::Real> Piece<'_, T> {
         let (b_cs, b_rs) = if trans_b { (k, 1) } else { (1, n) };
         // An operand of no elements has no part to point into, and is not read.
         let (a, b) = (a.get(rows.start * a_rs..).unwrap_or(&[]), b.get(cols.start * b_cs..).unwrap_or(&[]));
-        // SAFETY: `gemm` checked that a, b and d hold m·k, k·n and m·n elements; the offsets and strides above stay
+        // SAFETY: `run` cut a, b and d to m·k, k·n and m·n elements; the offsets and strides above stay
         // inside them, and nobody else writes these rows and columns of d.
         unsafe {
             gemm::gemm(
@@ -246,5 +284,50 @@ mod tests {
         assert_eq!(run(DType::BF16, DType::F16).unwrap_err(), "gemm: `d` has dtype f16, expected bf16 or f32");
         assert_eq!(run(DType::F16, DType::F64).unwrap_err(), "gemm: `d` has dtype f64, expected f16 or f32");
         assert_eq!(run(DType::F32, DType::BF16).unwrap_err(), "gemm: `d` has dtype bf16, expected f32");
+    }
+
+    /// Rows 1 and 2 of `[4, 3]` times the last two columns' worth of a longer buffer, into the middle of `d`.
+    #[test]
+    fn parts_are_the_rows_they_name() {
+        let storage = |dtype: DType, values: &[f32]| {
+            let t = crate::Tensor::from_slice(values, [values.len()], &Device::Cpu).unwrap().cast(dtype).unwrap();
+            t.deep_clone().unwrap()
+        };
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let a = storage(dtype, &(0..12).map(|i| i as f32).collect::<Vec<_>>());
+            let b = storage(dtype, &[9.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0]);
+            let mut d = storage(DType::F32, &[5.0; 7]);
+            let layout = Layout { m: 2, n: 2, k: 3, trans_a: false, trans_b: false, input: dtype, output: DType::F32 };
+            let spec = GemmSpec { layout, alpha: 1.0, beta: 1.0 };
+            let at = Offsets { a: 3, b: 1, d: 2 };
+            gemm_part(&spec, at, a.storage(), b.storage(), d.storage_mut("test").unwrap()).unwrap();
+            // [3 4 5; 6 7 8] · [1 0; 0 1; 1 1] = [8 9; 14 15], added to 5.
+            assert_eq!(d.to_vec::<f32>().unwrap(), [5.0, 5.0, 13.0, 14.0, 19.0, 20.0, 5.0], "{dtype}");
+        }
+    }
+
+    #[test]
+    fn parts_beyond_a_storage_are_refused() {
+        let layout =
+            Layout { m: 2, n: 2, k: 3, trans_a: false, trans_b: false, input: DType::BF16, output: DType::F32 };
+        let spec = GemmSpec { layout, alpha: 1.0, beta: 0.0 };
+        let run = |at: Offsets| {
+            let storage = |bytes| Storage::alloc(&Device::Cpu, bytes).unwrap();
+            gemm_part(&spec, at, &storage(16), &storage(12), &mut storage(20)).map_err(|e| e.to_string())
+        };
+        run(Offsets { a: 2, b: 0, d: 1 }).unwrap();
+        let message = |at| run(at).unwrap_err();
+        assert_eq!(
+            message(Offsets { a: 3, ..Offsets::default() }),
+            "gemm: `a` has length 16, expected 6 elements of bf16 from element 3 on"
+        );
+        assert_eq!(
+            message(Offsets { b: usize::MAX, ..Offsets::default() }),
+            format!("gemm: `b` has length 12, expected 6 elements of bf16 from element {} on", usize::MAX)
+        );
+        assert_eq!(
+            message(Offsets { d: 2, ..Offsets::default() }),
+            "gemm: `d` has length 20, expected 4 elements of f32 from element 2 on"
+        );
     }
 }

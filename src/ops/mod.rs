@@ -17,6 +17,7 @@ pub mod gelu;
 pub mod grad_norm;
 mod indices;
 pub mod koleo;
+pub mod l2_normalize;
 pub mod lars;
 pub mod layer_norm;
 pub mod layer_scale;
@@ -31,6 +32,7 @@ mod pixels;
 pub mod residual;
 pub mod rope;
 pub mod scale;
+pub mod sigmoid_pair_loss;
 pub mod softmax;
 pub mod swiglu;
 pub mod weight_norm;
@@ -54,6 +56,7 @@ pub fn cases() -> Vec<Case> {
         gelu::cases(),
         grad_norm::cases(),
         koleo::cases(),
+        l2_normalize::cases(),
         lars::cases(),
         layer_norm::cases(),
         layer_scale::cases(),
@@ -65,6 +68,7 @@ pub fn cases() -> Vec<Case> {
         residual::cases(),
         rope::cases(),
         scale::cases(),
+        sigmoid_pair_loss::cases(),
         softmax::cases(),
         swiglu::cases(),
         weight_norm::cases(),

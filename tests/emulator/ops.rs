@@ -33,6 +33,7 @@ fn cases() -> Vec<Case> {
         ops::gather_rows::case(8, 5, 96),
         ops::gelu::case(8, 96),
         ops::grad_norm::case("small", &shapes, Some(1.0)),
+        ops::l2_normalize::case(8, 96),
         ops::lars::case("small", &shapes),
         ops::layer_norm::case(8, 96),
         ops::linear::case(16, 8, 96, false),
@@ -42,6 +43,7 @@ fn cases() -> Vec<Case> {
         ops::mean_pool::case(2, 9, 1, 96),
         ops::residual::case(2, 4, 96),
         ops::scale::case(8, 96, 0.5),
+        ops::sigmoid_pair_loss::case(136, 96),
         ops::softmax::case(8, 96),
     ]
 }
@@ -135,6 +137,8 @@ const PINNED: &[(&str, Counts)] = &[
     ("gelu_fwd_bf16", [[96, 96], [0, 0]]),
     ("grad_norm_f32", [[247, 239], [272, 144]]),
     ("grad_norm_finish_f32", [[6, 5], [136, 72]]),
+    ("l2_normalize_bwd_bf16", [[248, 248], [0, 0]]),
+    ("l2_normalize_fwd_bf16", [[152, 152], [0, 0]]),
     ("lars_bf16", [[1234, 1226], [272, 144]]),
     ("lars_norms_f32", [[474, 466], [272, 144]]),
     ("layer_norm_bwd_x2_bf16", [[296, 272], [448, 448]]),
@@ -158,4 +162,8 @@ const PINNED: &[(&str, Counts)] = &[
     ("scale_fwd_bf16", [[192, 192], [0, 0]]),
     ("softmax_bwd_x4_bf16", [[144, 144], [0, 0]]),
     ("softmax_fwd_x4_bf16", [[96, 96], [0, 0]]),
+    ("sigmoid_pair_loss_bwd_bf16", [[5312, 5312], [0, 0]]),
+    ("sigmoid_pair_loss_bwd_f32", [[20, 20], [0, 0]]),
+    ("sigmoid_pair_loss_fwd_grad_128x128_bf16", [[4636, 4500], [9464, 9364]]),
+    ("sigmoid_pair_loss_reduce_f32", [[33, 15], [12, 12]]), // six sums of a tile lie side by side
 ];

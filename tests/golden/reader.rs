@@ -122,13 +122,12 @@ impl Golden {
         same.flat_map(|(_, t)| &t.values).fold(0.0, |m, x| x.abs().max(m))
     }
 
-    /// The file's own tolerance for a tensor: one for all, or by full name, else by category.
+    /// The file's own tolerance for a tensor: by full name, else by category; or one number for all but those of
+    /// `tolerance_of`.
     fn tolerance(&self, name: &str) -> Option<f64> {
         let table = self.metadata.get("tolerance")?;
-        if table.is_number() {
-            return table.as_f64();
-        }
-        table.get(name).or_else(|| table.get(Self::category(name)))?.as_f64()
+        let of = |table: &Value| table.get(name).or_else(|| table.get(Self::category(name)))?.as_f64();
+        of(table).or_else(|| of(self.metadata.get("tolerance_of")?)).or_else(|| table.as_f64())
     }
 }
 

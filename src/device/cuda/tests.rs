@@ -6,7 +6,7 @@ use super::probe::{fits, runs_on};
 use super::{CudaBuffer, CudaDevice, KERNELS};
 use crate::DType::{self, BF16, F16, F32};
 use crate::Error;
-use crate::device::gemm::{GemmSpec, Layout, gemm};
+use crate::device::gemm::{GemmSpec, Layout, Offsets, gemm, gemm_part};
 use crate::device::{Device, Storage, host};
 
 #[test]
@@ -177,6 +177,32 @@ fn matrix_products_equal_the_host() {
                 };
                 assert_eq!(run(&device), run(&Device::Cpu), "{spec:?}, bias {with_bias}");
             }
+        }
+    }
+}
+
+/// Rows of larger matrices, at offsets that leave operands aligned to one element.
+#[test]
+fn products_of_parts_equal_the_host() {
+    let Some(device) = gpu().map(Device::Cuda) else { return };
+    let values: Vec<f32> = (0..4000).map(|i| (i * 7 % 5) as f32 - 2.0).collect();
+    for dtype in [F32, BF16, F16] {
+        for (trans_a, at) in
+            [(false, Offsets { a: 3 * 33, b: 17, d: 5 * 17 }), (true, Offsets { a: 9, b: 2 * 17, d: 17 })]
+        {
+            let layout = Layout { m: 20, n: 17, k: 33, trans_a, trans_b: false, input: dtype, output: F32 };
+            let spec = GemmSpec { layout, alpha: 1.0, beta: 1.0 };
+            let run = |device: &Device| {
+                let tensor = |dtype| {
+                    let t = crate::Tensor::from_slice(&values, [values.len()], &Device::Cpu).expect("values");
+                    let t = t.cast(dtype).and_then(|t| t.to_device(device)).and_then(|t| t.deep_clone());
+                    t.expect("tensor")
+                };
+                let (a, b, mut d) = (tensor(dtype), tensor(dtype), tensor(F32));
+                gemm_part(&spec, at, a.storage(), b.storage(), d.storage_mut("test").expect("own")).expect("product");
+                d.to_vec::<f32>().expect("download")
+            };
+            assert_eq!(run(&device), run(&Device::Cpu), "{dtype}, {at:?}");
         }
     }
 }

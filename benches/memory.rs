@@ -1,0 +1,96 @@
+//! What operations hold in memory at most, beside what their formulas promise.
+//!
+//! `cargo bench --bench memory` prints a line for each small shape: operation, dtype, shape, the formula's bytes, the bytes
+//! counted during a forward and a backward (`Device::peak_bytes`, on the CPU), seconds; it fails where the two differ. Other
+//! shapes are arguments, `<op>/<dtype>/<shape>`, as in
+//! `cargo bench --bench memory -- sigmoid_pair_loss/f32/32768x768`, which takes minutes.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use ocellus::ops::l2_normalize;
+use ocellus::ops::sigmoid_pair_loss::{Block, peak_bytes, sigmoid_pair_loss};
+use ocellus::random::{normal, stream};
+use ocellus::{DType, Device, Grads, Result, Tape, Tensor};
+
+/// An operation whose memory is promised.
+struct Subject {
+    op: &'static str,
+    /// Run without arguments.
+    shapes: &'static [&'static str],
+    /// The formula's bytes and those counted, for a dtype and the numbers of a shape; `None` for a wrong number of them.
+    measure: fn(DType, &[usize]) -> Option<Result<[usize; 2]>>,
+}
+
+const SUBJECTS: &[Subject] =
+    &[Subject { op: "sigmoid_pair_loss", shapes: &["f32/4096x256", "bf16/2048x768"], measure: pair_loss }];
+
+/// `rows x width`, as many of `x` as of `y`.
+fn pair_loss(dtype: DType, shape: &[usize]) -> Option<Result<[usize; 2]>> {
+    let &[n, d] = shape else { return None };
+    let device = Device::Cpu;
+    let measure = || {
+        let embeddings = |seed| -> Result<Tensor> {
+            let mut rng = stream(seed, 0);
+            let values: Vec<f32> = (0..n).flat_map(|_| normal(&mut rng, d)).map(|x| x as f32).collect();
+            Ok(l2_normalize::forward(&Tensor::from_slice(&values, [n, d], &device)?.cast(dtype)?)?.0)
+        };
+        let scalar = |value: f64| Tensor::from_slice(&[value], [1], &device)?.cast(dtype.accumulate());
+        let inputs = [embeddings(1)?, embeddings(2)?, scalar(10f64.ln())?, scalar(-10.0)?];
+        let seed = scalar(1.0)?;
+        let step = || -> Result<_> {
+            let (tape, mut grads) = (Tape::new(), Grads::new());
+            let [x, y, log_scale, bias] = inputs.map(|t| tape.leaf(t));
+            let (loss, logits) = sigmoid_pair_loss(&tape, &x, &y, &log_scale, &bias, Block::whole(n))?;
+            tape.backward(&loss, seed, &mut grads)?;
+            Ok((loss, logits, grads))
+        };
+        let (result, held) = device.peak_bytes(step)?;
+        result?;
+        Ok([peak_bytes(n, n, d, dtype, &device), held])
+    };
+    Some(measure())
+}
+
+/// Prints a line; whether the formula is right.
+fn line(subject: &Subject, shape: &str) -> std::result::Result<bool, String> {
+    let wrong = || format!("{}/{shape}: expected <dtype>/<n>x<n>.., as {}", subject.op, subject.shapes[0]);
+    let (name, numbers) = shape.split_once('/').ok_or_else(wrong)?;
+    let dtypes = [DType::F32, DType::BF16, DType::F16, DType::F64];
+    let dtype = dtypes.into_iter().find(|dtype| dtype.name() == name).ok_or_else(wrong)?;
+    let numbers: Vec<usize> =
+        numbers.split('x').map(str::parse).collect::<std::result::Result<_, _>>().map_err(|_| wrong())?;
+    let start = Instant::now();
+    let [formula, counted] = (subject.measure)(dtype, &numbers).ok_or_else(wrong)?.map_err(|e| e.to_string())?;
+    let verdict = if formula == counted { "" } else { "  DIFFERENT" };
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{:<20} {shape:<18} {formula:>14} {counted:>14} {seconds:>8.1}{verdict}", subject.op);
+    Ok(formula == counted)
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let mut lines = Vec::new();
+    for subject in SUBJECTS {
+        let asked =
+            arguments.iter().filter_map(|a| Some(a.strip_prefix(subject.op)?.trim_start_matches('/').to_string()));
+        for shape in asked {
+            match shape.is_empty() {
+                true => lines.extend(subject.shapes.iter().map(|s| (subject, s.to_string()))),
+                false => lines.push((subject, shape)),
+            }
+        }
+        if arguments.is_empty() {
+            lines.extend(subject.shapes.iter().map(|s| (subject, s.to_string())));
+        }
+    }
+    println!("{:<20} {:<18} {:>14} {:>14} {:>8}", "operation", "shape", "formula", "counted", "seconds");
+    let mut right = !lines.is_empty();
+    for (subject, shape) in lines {
+        right &= line(subject, &shape).unwrap_or_else(|e| {
+            eprintln!("{e}");
+            false
+        });
+    }
+    if right { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
