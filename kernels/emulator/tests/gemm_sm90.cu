@@ -12,7 +12,7 @@ struct GemmSm90 {
     unsigned pad[14];
 };
 
-constexpr int GEMM_STAGES = 3, GEMM_TILE = 64 * 64;
+constexpr int GEMM_STAGES = 3;
 
 struct GemmRing {
     Mbarrier full[GEMM_STAGES], empty[GEMM_STAGES];
@@ -26,7 +26,7 @@ struct GemmRing {
 // not waited for, 11 no barrier before it, 12 a tile that is not aligned.
 template <bool B_ROWS, bool FAULTS>
 __device__ __forceinline__ void gemm_sm90(const GemmSm90& a) {
-    constexpr int GEMM_BYTES = 2 * GEMM_TILE;
+    constexpr int GEMM_TILE = 64 * 64, GEMM_BYTES = 2 * GEMM_TILE;
     DYN_SMEM(raw);
     SMEM(GemmRing, ring);
     bf16* const tiles_a = reinterpret_cast<bf16*>(raw);
