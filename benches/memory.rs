@@ -13,20 +13,23 @@ use ocellus::ops::sigmoid_pair_loss::{Block, peak_bytes, sigmoid_pair_loss};
 use ocellus::random::{normal, stream};
 use ocellus::{DType, Device, Grads, Result, Tape, Tensor};
 
+/// The formula's bytes and those counted; `None` for a wrong number of extents.
+type Measured = Option<Result<[usize; 2]>>;
+
 /// An operation whose memory is promised.
 struct Subject {
     op: &'static str,
     /// Run without arguments.
     shapes: &'static [&'static str],
-    /// The formula's bytes and those counted, for a dtype and the numbers of a shape; `None` for a wrong number of them.
-    measure: fn(DType, &[usize]) -> Option<Result<[usize; 2]>>,
+    /// For a dtype and the extents of a shape.
+    measure: fn(DType, &[usize]) -> Measured,
 }
 
 const SUBJECTS: &[Subject] =
     &[Subject { op: "sigmoid_pair_loss", shapes: &["f32/4096x256", "bf16/2048x768"], measure: pair_loss }];
 
 /// `rows x width`, as many of `x` as of `y`.
-fn pair_loss(dtype: DType, shape: &[usize]) -> Option<Result<[usize; 2]>> {
+fn pair_loss(dtype: DType, shape: &[usize]) -> Measured {
     let &[n, d] = shape else { return None };
     let device = Device::Cpu;
     let measure = || {

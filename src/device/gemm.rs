@@ -69,7 +69,7 @@ pub struct Offsets {
     pub d: usize,
 }
 
-/// [`gemm`] on parts of storages. Elements of `d` outside its part are left alone.
+/// [`gemm()`] on parts of storages. Elements of `d` outside its part are left alone.
 ///
 /// # Errors
 /// When a part reaches beyond its storage.

@@ -130,7 +130,7 @@ pub(super) fn panel(
         rows: part.rows as u32, // of a panel
         cols: part.cols as u32,
         dim: count32(OP, "x", dims.dim)?,
-        shift: part.shift as i32, // within the rows and columns, of which there are at most 2^30
+        shift: part.shift as i32,
         tiles: totals.tiles[1] as u32,
         add: (part.row + part.col > 0).into(),
     };

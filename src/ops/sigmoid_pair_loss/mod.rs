@@ -11,7 +11,7 @@
 //! `t / n` waits for that multiplication too: `t` is on the device and no factor of a library's product can be; and a `g`
 //! between 0 and 1 keeps more digits in 16 bits than one times `t / n`.
 //!
-//! `log(1 + e)` is `e - e² q(e)`, not a logarithm: trained biases are -12 to -16, where `log` of an f32 `1 + e` is wrong in
+//! `log(1 + e)` is `e + e² q(e)`, not a logarithm: trained biases are -12 to -16, where `log` of an f32 `1 + e` is wrong in
 //! the second digit. A tile's sums are f32, all others f64: those of `log_scale` and `bias` cancel.
 //!
 //! Source: SigLIP, arXiv 2303.15343, algorithm 1 (its equation has another sign of `b`, which nobody trains with).
@@ -81,7 +81,7 @@ struct Dims {
     rows: usize,
     cols: usize,
     dim: usize,
-    /// Pair `(i, j)` is a positive iff `j - i` is this; the number of columns, or less than minus that of rows, if none is.
+    /// Pair `(i, j)` is a positive iff `j - i` is this; the number of columns, or minus that of rows, if none is.
     shift: i64,
     divisor: usize,
 }
@@ -103,11 +103,6 @@ impl Dims {
         }
         if block.divisor == 0 {
             return Err(Error::value(OP, "block", "a divisor of 0", "a divisor of at least 1"));
-        }
-        for (arg, n, t) in [("x", rows, x), ("y", cols, y)] {
-            if n > i32::MAX as usize / 2 {
-                return Err(Error::shape(OP, arg, t.shape(), "at most 2^30 rows"));
-            }
         }
         let shift = (block.row0 as i128 - block.col0 as i128).clamp(-(rows as i128), cols as i128) as i64;
         Ok(Self { rows, cols, dim, shift, divisor: block.divisor })
@@ -250,7 +245,8 @@ fn sweep(
     for row in (0..dims.rows).step_by(panel.rows.max(1)) {
         for col in (0..dims.cols).step_by(panel.cols.max(1)) {
             let (rows, cols) = (panel.rows.min(dims.rows - row), panel.cols.min(dims.cols - col));
-            let part = Part { row, col, rows, cols, shift: dims.shift + row as i64 - col as i64 };
+            let shift = (dims.shift + row as i64 - col as i64).clamp(-(rows as i64), cols as i64);
+            let part = Part { row, col, rows, cols, shift };
             match &mut totals {
                 Totals::Host(totals) => {
                     let Some(g) = &mut g else { continue };
@@ -338,7 +334,8 @@ fn scaled(mut sums: Tensor, factor: Option<&Tensor>, dloss: &Tensor, dtype: DTyp
 }
 
 /// Bytes that the loss of `x: [n, d]` with `y: [m, d]` and its backward hold on a device at most, all gradients wanted, beyond
-/// inputs and the gradient of the loss: the gradients, and a panel that does not grow beyond a constant.
+/// inputs, the gradient of the loss and the scratch of the GEMM library: the gradients, and a panel that does not grow beyond
+/// a constant.
 ///
 /// `a (d (n + m) + 7)` for the sums of the gradients and the scalars, `a` bytes each (4; 8 for f64); to that the larger of what
 /// the sweep and what the backward needs for itself. Sweep: a panel of at most 4096 x 4096 `g` and 48 bytes for each 128 x 128
