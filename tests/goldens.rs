@@ -8,6 +8,8 @@
 
 #[path = "golden/data.rs"]
 mod data;
+#[path = "golden/dinov2.rs"]
+mod dinov2;
 #[path = "golden/finetune.rs"]
 mod finetune;
 #[path = "golden/model.rs"]
@@ -26,6 +28,11 @@ type Runner = fn(&Golden, &Device, &mut Report) -> Outcome;
 
 /// Kinds this crate implements.
 const KINDS: &[(&str, Runner)] = &[
+    ("dinov2/dino_loss", dinov2::dino_loss),
+    ("dinov2/ibot_loss", dinov2::ibot_loss),
+    ("dinov2/sinkhorn", dinov2::sinkhorn),
+    ("dinov2/sinkhorn_extreme", dinov2::sinkhorn),
+    ("dinov2/softmax_centering", dinov2::softmax_centering),
     ("mae/augment", data::augment),
     ("mae/block", model::block),
     ("mae/decoder", model::decoder),

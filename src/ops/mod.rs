@@ -26,12 +26,18 @@ pub mod mean_pool;
 pub mod multi_tensor;
 pub mod patchify;
 mod pixels;
+pub mod prototype_cross_entropy;
 pub mod residual;
 pub mod scale;
+pub mod sinkhorn_knopp;
 pub mod softmax;
+pub mod softmax_centering;
+pub mod teacher;
+mod tiles;
 
 pub use case::{Case, Fill, Input, Operand, Role, Run};
 pub use patchify::{patchify, unpatchify};
+pub use teacher::Teacher;
 
 /// The cases of every operation at the recipes' real shapes: what the parity suite and the benches run.
 pub fn cases() -> Vec<Case> {
@@ -55,9 +61,12 @@ pub fn cases() -> Vec<Case> {
         masked_mse::cases(),
         masked_scatter::cases(),
         mean_pool::cases(),
+        prototype_cross_entropy::cases(),
         residual::cases(),
         scale::cases(),
+        sinkhorn_knopp::cases(),
         softmax::cases(),
+        softmax_centering::cases(),
     ]
     .into_iter()
     .flatten()

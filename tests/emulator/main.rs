@@ -4,6 +4,7 @@
 
 mod faults;
 mod ops;
+mod prototypes;
 mod ptx;
 mod semantics;
 mod traffic;

@@ -12,7 +12,7 @@ use super::*;
 
 /// Sectors of global memory and passes over shared memory of one kernel, each with what contiguous accesses without
 /// conflicts need.
-type Counts = [[u64; 2]; 2];
+pub type Counts = [[u64; 2]; 2];
 
 /// Small shapes of every operation, wide enough for its vector accesses.
 fn cases() -> Vec<Case> {
@@ -72,8 +72,8 @@ fn measure(case: &Case) -> BTreeMap<String, Counts> {
 
 #[test]
 fn every_kernel_file_moves_no_more_than_pinned() {
-    let now: BTreeMap<String, Counts> = cases().iter().flat_map(measure).collect();
-    let pinned: BTreeMap<&str, Counts> = PINNED.iter().copied().collect();
+    let now: BTreeMap<String, Counts> = cases().iter().chain(&prototypes::cases()).flat_map(measure).collect();
+    let pinned: BTreeMap<&str, Counts> = PINNED.iter().chain(prototypes::PINNED).copied().collect();
     let more = |now: &Counts, then: &Counts| (0..2).any(|i| now[i][0] > then[i][0]);
     let odd: Vec<String> = now
         .iter()

@@ -122,10 +122,12 @@ impl Golden {
         same.flat_map(|(_, t)| &t.values).fold(0.0, |m, x| x.abs().max(m))
     }
 
-    /// The file's own tolerance for a tensor: by full name, else by category.
+    /// The file's own tolerance for a tensor: by full name, else by category, else the one of all tensors, where those
+    /// after optimizer steps may have their own.
     fn tolerance(&self, name: &str) -> Option<f64> {
-        let table = self.metadata.get("tolerance")?;
-        table.get(name).or_else(|| table.get(Self::category(name)))?.as_f64()
+        let (table, category) = (self.metadata.get("tolerance")?, Self::category(name));
+        let after = self.metadata.get("tolerance_after").filter(|_| category == "after");
+        table.get(name).or_else(|| table.get(category)).or(after).unwrap_or(table).as_f64()
     }
 }
 
