@@ -8,6 +8,8 @@
 
 #[path = "golden/data.rs"]
 mod data;
+#[path = "golden/dinov2.rs"]
+mod dinov2;
 #[path = "golden/dinov2_parts.rs"]
 mod dinov2_parts;
 #[path = "golden/finetune.rs"]
@@ -31,7 +33,12 @@ type Runner = fn(&Golden, &Device, &mut Report) -> Outcome;
 /// Kinds this crate implements.
 const KINDS: &[(&str, Runner)] = &[
     ("dinov2/dino_head", dinov2_parts::dino_head),
+    ("dinov2/dino_loss", dinov2::dino_loss),
+    ("dinov2/ibot_loss", dinov2::ibot_loss),
     ("dinov2/koleo", dinov2_parts::koleo),
+    ("dinov2/sinkhorn", dinov2::sinkhorn),
+    ("dinov2/sinkhorn_extreme", dinov2::sinkhorn),
+    ("dinov2/softmax_centering", dinov2::softmax_centering),
     ("mae/augment", data::augment),
     ("mae/block", model::block),
     ("mae/decoder", model::decoder),

@@ -29,16 +29,22 @@ pub mod mean_pool;
 pub mod multi_tensor;
 pub mod patchify;
 mod pixels;
+pub mod prototype_cross_entropy;
 pub mod residual;
 pub mod rope;
 pub mod scale;
 pub mod sigmoid_pair_loss;
+pub mod sinkhorn_knopp;
 pub mod softmax;
+pub mod softmax_centering;
 pub mod swiglu;
+pub mod teacher;
+mod tiles;
 pub mod weight_norm;
 
 pub use case::{Case, Fill, Input, Operand, Role, Run};
 pub use patchify::{patchify, unpatchify};
+pub use teacher::Teacher;
 
 /// The cases of every operation at the recipes' real shapes: what the parity suite and the benches run.
 pub fn cases() -> Vec<Case> {
@@ -65,11 +71,14 @@ pub fn cases() -> Vec<Case> {
         masked_mse::cases(),
         masked_scatter::cases(),
         mean_pool::cases(),
+        prototype_cross_entropy::cases(),
         residual::cases(),
         rope::cases(),
         scale::cases(),
         sigmoid_pair_loss::cases(),
+        sinkhorn_knopp::cases(),
         softmax::cases(),
+        softmax_centering::cases(),
         swiglu::cases(),
         weight_norm::cases(),
     ]

@@ -5,6 +5,7 @@
 mod async_faults;
 mod faults;
 mod ops;
+mod prototypes;
 mod ptx;
 mod semantics;
 mod sm90;

@@ -123,11 +123,15 @@ impl Golden {
     }
 
     /// The file's own tolerance for a tensor: by full name, else by category; or one number for all but those of
-    /// `tolerance_of`.
+    /// `tolerance_of`, where those after optimizer steps may have their own.
     fn tolerance(&self, name: &str) -> Option<f64> {
-        let table = self.metadata.get("tolerance")?;
-        let of = |table: &Value| table.get(name).or_else(|| table.get(Self::category(name)))?.as_f64();
-        of(table).or_else(|| of(self.metadata.get("tolerance_of")?)).or_else(|| table.as_f64())
+        let (table, category) = (self.metadata.get("tolerance")?, Self::category(name));
+        let of = |table: &Value| table.get(name).or_else(|| table.get(category))?.as_f64();
+        let after = self.metadata.get("tolerance_after").filter(|_| category == "after");
+        of(table)
+            .or_else(|| self.metadata.get("tolerance_of").and_then(of))
+            .or_else(|| after?.as_f64())
+            .or_else(|| table.as_f64())
     }
 }
 

@@ -1,0 +1,119 @@
+//! Centred softmax of teacher logits, and the centre that follows their mean.
+//!
+//! `t = softmax((z - c) / T)`, kept as `exp(z / T + a + l)` with `a = -c / T` and `l_b = -ln Σ_k exp(z_bk / T + a_k)`. The
+//! centre moves late: the mean `m` of the logits of a step enters it before the next, `c ← 0.9 c + 0.1 m`, so that the
+//! exchange of means between processes has a whole step's time.
+//!
+//! On a GPU factors and mean come from one read of the logits.
+//!
+//! Source: Caron et al. 2021, arXiv 2104.14294, section 3.1, equation 4; the late update is that of the code of DINOv2.
+
+mod case;
+mod launch;
+mod reference;
+#[cfg(test)]
+mod tests;
+
+pub use case::{case, cases};
+
+use crate::ops::ema::{self, ema};
+use crate::ops::multi_tensor::Workspace;
+use crate::ops::teacher::{Across, Reduce, Teacher, check};
+use crate::ops::{on, shaped, typed};
+use crate::{DType, Device, Error, Result, Tensor};
+
+const OP: &str = "softmax_centering";
+
+/// Share of the centre that stays, in recipes.
+pub const MOMENTUM: f64 = 0.9;
+
+/// Teacher probabilities of `logits: [rows, K]` with the centre `centre: [K]` at temperature `temp: [1]`, and the mean
+/// `[K]` of the logits over the rows; of no rows it is the centre, which then stays where it is.
+///
+/// dtypes of `logits`: f32, bf16, f16 (f64 on the CPU), all else f32. No gradient. Deterministic.
+///
+/// # Errors
+/// When shapes or dtypes do not fit or there is no prototype.
+pub fn softmax_centering(logits: &Tensor, temp: &Tensor, centre: &Tensor) -> Result<(Teacher, Tensor)> {
+    let [rows, cols] = check(OP, logits, temp)?;
+    let (acc, device) = (logits.dtype().accumulate(), logits.device());
+    shaped(OP, "centre", centre, &[cols])?;
+    typed(OP, "centre", centre, acc)?;
+    on(OP, "centre", centre, logits)?;
+    let mut out = Outputs {
+        prototypes: Tensor::uninit([cols], acc, device)?,
+        rows: Tensor::uninit([rows], acc, device)?,
+        mean: Tensor::uninit([cols], acc, device)?,
+    };
+    match device {
+        Device::Cpu => reference::forward(logits, temp, centre, &mut out)?,
+        _ => launch::forward(logits, temp, centre, &mut out)?,
+    }
+    Ok((Teacher::new(logits.clone(), temp.clone(), out.prototypes, out.rows)?, out.mean))
+}
+
+/// What a call writes.
+struct Outputs {
+    prototypes: Tensor,
+    rows: Tensor,
+    mean: Tensor,
+}
+
+/// A centre and the mean that has not reached it yet.
+pub struct Centering {
+    centre: Tensor,
+    pending: Option<Tensor>,
+    /// Momentum and the rest, as `ema` reads them.
+    scalars: Tensor,
+    work: Workspace,
+}
+
+impl Centering {
+    /// From a centre `[K]`, zeros at first, f32 (f64 for f64 logits). Its storage must not be shared.
+    ///
+    /// # Errors
+    /// When the centre is not a vector of that type or the momentum not in `[0, 1]`.
+    pub fn new(centre: Tensor, momentum: f64) -> Result<Self> {
+        let [_] = centre.dims(OP, "centre")?;
+        typed(OP, "centre", &centre, centre.dtype().accumulate())?;
+        if !(0.0..=1.0).contains(&momentum) {
+            return Err(Error::value(OP, "momentum", momentum, "0 to 1"));
+        }
+        let scalars = Tensor::from_slice(&ema::scalars(momentum), [2], &Device::Cpu)?.cast(centre.dtype())?;
+        let scalars = scalars.to_device(centre.device())?;
+        Ok(Self { centre, pending: None, scalars, work: Workspace::new() })
+    }
+
+    /// The centre that the last teacher was made with, or the updated one after [`update`](Self::update).
+    pub fn centre(&self) -> &Tensor {
+        &self.centre
+    }
+
+    /// Moves the centre towards the mean of the last step, if it has not moved yet.
+    pub fn update(&mut self) -> Result<()> {
+        let Some(mean) = self.pending.take() else { return Ok(()) };
+        let item = ema::Item { teacher: &mut self.centre, student: &mean, compute: None };
+        ema(&mut [item], &self.scalars, &mut self.work)
+    }
+
+    /// [`update`](Self::update), then [`softmax_centering`] with the centre. The logits' mean waits
+    /// for the next step, averaged over processes by `across` with [`Reduce::Mean`] if there are any: each process
+    /// counts as much as the next, whatever its rows.
+    pub fn teacher(&mut self, logits: &Tensor, temp: &Tensor, across: Option<&mut Across<'_>>) -> Result<Teacher> {
+        self.update()?;
+        let (teacher, mut mean) = softmax_centering(logits, temp, &self.centre)?;
+        if let Some(across) = across {
+            across(Reduce::Mean, &mut mean)?;
+        }
+        self.pending = Some(mean);
+        Ok(teacher)
+    }
+}
+
+/// Bytes that [`softmax_centering`] holds at most beside its arguments, its result (4 bytes per row, 8
+/// per prototype) included; on other devices than the CPU also 4 per prototype for each part of the rows and 8 for each
+/// row and tile of columns, as in [`sinkhorn_knopp`](super::sinkhorn_knopp::workspace_bytes).
+pub fn workspace_bytes(rows: usize, cols: usize, dtype: DType, device: &Device) -> Result<usize> {
+    let held = dtype.accumulate().size() * (2 * cols + rows);
+    Ok(held + if *device == Device::Cpu { 0 } else { launch::bytes(rows, cols, dtype)? })
+}
