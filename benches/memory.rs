@@ -8,8 +8,9 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use ocellus::ops::l2_normalize;
+use ocellus::ops::prototype_cross_entropy::{self as cross_entropy, Pairing};
 use ocellus::ops::sigmoid_pair_loss::{Block, peak_bytes, sigmoid_pair_loss};
+use ocellus::ops::{l2_normalize, sinkhorn_knopp};
 use ocellus::random::{normal, stream};
 use ocellus::{DType, Device, Grads, Result, Tape, Tensor};
 
@@ -25,8 +26,42 @@ struct Subject {
     measure: fn(DType, &[usize]) -> Measured,
 }
 
-const SUBJECTS: &[Subject] =
-    &[Subject { op: "sigmoid_pair_loss", shapes: &["f32/4096x256", "bf16/2048x768"], measure: pair_loss }];
+const SUBJECTS: &[Subject] = &[
+    Subject { op: "prototype_loss", shapes: &["f32/256x8192", "f16/512x8192"], measure: prototype_loss },
+    Subject { op: "sigmoid_pair_loss", shapes: &["f32/4096x256", "bf16/2048x768"], measure: pair_loss },
+];
+
+/// `rows x prototypes` of teacher and student: Sinkhorn-Knopp with three iterations, then the cross-entropy and its
+/// gradient, written over the student's logits.
+fn prototype_loss(dtype: DType, shape: &[usize]) -> Measured {
+    let &[rows, cols] = shape else { return None };
+    let device = Device::Cpu;
+    let measure = || {
+        let logits = |seed| -> Result<Tensor> {
+            let line = normal(&mut stream(seed, 0), cols); // shifted from row to row: random numbers for all would take minutes
+            let values: Vec<f32> =
+                (0..rows * cols).map(|i| 0.3 * line[(i % cols + 7 * (i / cols)) % cols] as f32).collect();
+            Tensor::from_slice(&values, [rows, cols], &device)?.cast(dtype)
+        };
+        let scalar = |value: f64| Tensor::from_slice(&[value], [1], &device)?.cast(dtype.accumulate());
+        let (teacher, student) = (logits(1)?, logits(2)?);
+        let weights = Tensor::full([rows], 1.0f32, &device)?.cast(dtype.accumulate())?;
+        let (temp, dloss, normaliser) = (scalar(0.07)?, scalar(1.0)?, rows as f64);
+        let step = || -> Result<Tensor> {
+            let teacher = sinkhorn_knopp::sinkhorn_knopp(&teacher, &temp, 3)?;
+            let same = Pairing::Same;
+            let (_, stats) = cross_entropy::forward(&student, 0.1, &teacher, same, &weights, normaliser)?;
+            cross_entropy::backward(&dloss, student, 0.1, &teacher, same, &weights, normaliser, &stats)
+        };
+        let (result, held) = device.peak_bytes(step)?;
+        result?;
+        let factors = dtype.accumulate().size() * (cols + rows); // of the teacher, while the cross-entropy runs
+        let solving = sinkhorn_knopp::workspace_bytes(rows, cols, dtype, &device)?;
+        let formula = solving.max(factors + cross_entropy::workspace_bytes(rows, cols, dtype, &device)?);
+        Ok([formula, held])
+    };
+    Some(measure())
+}
 
 /// `rows x width`, as many of `x` as of `y`.
 fn pair_loss(dtype: DType, shape: &[usize]) -> Measured {
