@@ -2,6 +2,7 @@
 //! language computes, and what its traffic counters count. Kernels: `kernels/emulator/tests/*.cu`.
 #![cfg(feature = "emulator")]
 
+mod attention;
 mod faults;
 mod ops;
 mod ptx;
