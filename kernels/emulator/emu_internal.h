@@ -32,7 +32,7 @@ constexpr uint64_t ACCESS_BUDGET = 1ull << 26;  // accesses of one thread betwee
 constexpr uint32_t IDLE_ROUNDS = 20000;         // rounds of nothing but __nanosleep
 
 // A stamp orders accesses: worker (8 bits), warp clock (32), warp meetings (13), atomic or several-lanes mark (1),
-// thread in block (10). A warp's clock moves at block barriers, its meeting count at warp operations; both only grow,
+// thread in block (10). A warp's clock moves at block barriers, its meeting count at __syncwarp; both only grow,
 // so what is remembered about a place never needs clearing. An overflowing meeting count carries into the clock.
 constexpr int STAMP_WORKER = 56, STAMP_CLOCK = 24, STAMP_NOW = 11;
 constexpr uint64_t STAMP_MARK = 1u << 10;
@@ -55,6 +55,7 @@ struct Operation {
     const char* name;
     void (*run)(Warp& warp, uint32_t mask);
     bool same_site;  // all lanes call it from one source line
+    bool orders;     // memory accesses before it come before those after it: __syncwarp alone promises that
 };
 
 // A cp.async that has not been waited for.
