@@ -48,6 +48,14 @@ __device__ __forceinline__ Sequence sequence(const int* cu_seqlens, unsigned i, 
     return {start, end > start ? end - start : 0};
 }
 
+// Both sides of sequence `i`: what asks, and what is asked.
+struct SequencePair {
+    Sequence queries, keys;
+    template <class Args>
+    __device__ __forceinline__ SequencePair(const Args& a, unsigned i)
+        : queries(sequence(a.cu_q, i, a.queries)), keys(sequence(a.cu_k, i, a.keys)) {}
+};
+
 // tile[r][c] = factor * x[r * stride + c] for r < rows, c < dim; zero elsewhere. Called by the whole block.
 template <class T, int B, int DIM>
 __device__ __forceinline__ void load_tile(
@@ -154,6 +162,9 @@ __device__ __forceinline__ void store_rows(
         }
     }
 }
+
+// 1 / the sum of a row's exponentials; 0 without keys, so that o, a sum of nothing, is 0 and not NaN.
+__device__ __forceinline__ float inverse_sum(float sum) { return sum == 0.f ? 0.f : 1.f / sum; }
 
 // Over the eight threads of a row; the same in each of them.
 __device__ __forceinline__ float row_max(float x) {

@@ -1,15 +1,20 @@
 // Gradient of attention over sequences of any length on tensor cores, in two launches that both compute P = exp(S - lse)
 // again: one gives dq, and for the other what it knows of each query; the other gives dk and dv. Seven products where
-// one pass would make do with five, but no sum leaves its registers, so that neither atomics nor partial sums in device
-// memory are needed (arXiv 2205.14135, algorithm 4, in two passes). How rows are shared: attention_long.cuh.
+// one pass would make do with five, but no sum leaves its registers, so that no atomics are needed, and partial sums in
+// device memory only where there are few rows (arXiv 2205.14135, algorithm 4, in two passes). How rows are shared, and
+// cut into parts: attention_long.cuh.
 #pragma once
 #include "attention_bwd_mma.cuh"
 
 // Numbers of the queries of one head, two floats each: lse · log2 e and rowsum(d_o · o). Each sequence starts at a
 // multiple of 16 bytes, as asynchronous copies want: sequence i at its first token + i, rounded up to even.
-__device__ __forceinline__ float* query_pairs(const AttentionBwd& a, const LongBlock& block) {
-    const size_t at = (size_t(block.seq.start) + block.sequence_index + 1) / 2 * 2;
-    return a.delta + 2 * (size_t(block.head) * a.pairs + at);
+__device__ __forceinline__ float* query_pairs(const AttentionBwd& a, unsigned head, unsigned gap, unsigned query) {
+    return a.delta + 2 * (size_t(head) * a.pairs + gap + query);
+}
+// Places between the first query of a block's sequence and its pair.
+__device__ __forceinline__ unsigned pairs_gap(const LongBlock& block) {
+    const unsigned start = block.seq.queries.start;
+    return block.sequence_index + (start + block.sequence_index) % 2;
 }
 
 // Left operands of TILES tiles from `tile` of rows on: the first KEPT steps of 16 columns in registers, the others read
@@ -64,54 +69,65 @@ __device__ __forceinline__ void accumulate_tile(
     }
 }
 
-// Dynamic shared memory of both kernels: 24 tiles of 16 · DIM elements, which are two stages of what streams and room for
-// one of the two operands that stay (the other comes through the second stage); then two stages of 64 pairs of numbers.
+// Tiles of each operand that streams: at 256 columns half, so that what stays fits beside two stages.
+template <int DIM>
+struct BwdStage {
+    static constexpr int value = DIM <= 128 ? LONG_STAGE : LONG_STAGE / 2;
+};
+
+// Dynamic shared memory of all kernels: two stages of what streams and room for one of the two operands that stay (the
+// other comes through the second stage), which are 24 tiles of 16 · DIM elements, or 12 at 256 columns; then two stages of
+// pairs of numbers.
 
 // dq of a block of queries, over all keys.
 template <class T, int DIM, int TILES, int WARPS>
 __device__ __forceinline__ void attention_bwd_long_q(const AttentionBwd& a) {
-    constexpr int STAGE = 2 * LONG_STAGE, KEYS = LONG_STAGE * TILE;
+    constexpr int TILES_AT_ONCE = BwdStage<DIM>::value, STAGE = 2 * TILES_AT_ONCE, KEYS = TILES_AT_ONCE * TILE;
+    // Steps of d_o in registers: beside dq and q of 256 columns there is room for none but these.
+    constexpr int D_O_KEPT = DIM <= 128 ? DIM / 16 : 1;
     static_assert(TILES * WARPS <= STAGE, "the queries fit into a stage");
     typedef SharedRows<T, DIM, TILE * DIM> Rows;
     DYN_SMEM(memory);
     const unsigned warps = blockDim.x / WARP, mine = warp_id() * TILES;
-    const LongBlock block(a.cu_seqlens, a.tokens, a.heads, a.tiles, warps * TILES * TILE);
-    const unsigned length = block.seq.length, first = block.first + mine * TILE;  // of this warp
-    if (block.first >= length) return;  // the whole block
+    const LongBlock block(a, warps * TILES * TILE);
+    const unsigned queries = block.seq.queries.length, first = block.first + mine * TILE;  // of this warp
+    if (block.first >= queries) return;  // the whole block
     const Rows stages{reinterpret_cast<T*>(memory)};
-    const AttentionHead<T> x(a, block.seq.start, block.head);
-    const size_t start = block.first;
+    const Sequence part = streaming(block.seq.keys, KEYS);
+    const unsigned length = part.length;
+    const AttentionHead<T> x(a, size_t(block.seq.queries.start) + block.first, part.start, block.head);
 
-    copy_tiles(stages.from(STAGE), x.q + start * x.stride, x.stride, 0, warps * TILES, length - block.first, a.dim,
-               threadIdx.x, blockDim.x);
-    copy_tiles(stages.from(2 * STAGE), x.d_o + start * x.row, x.row, 0, warps * TILES, length - block.first, a.dim,
-               threadIdx.x, blockDim.x);
-    copy_stage(stages, x.k, x.stride, x.v, x.stride, length, a.dim);
+    copy_tiles(stages.from(STAGE), x.q, a.q_stride, 0, warps * TILES, queries - block.first, a.dim, threadIdx.x,
+               blockDim.x);
+    copy_tiles(stages.from(2 * STAGE), x.d_o, x.row, 0, warps * TILES, queries - block.first, a.dim, threadIdx.x,
+               blockDim.x);
+    copy_stage<TILES_AT_ONCE>(stages, x.k, a.k_stride, x.v, a.v_stride, length, a.dim);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();  // the queries and their d_o are there
-    const LeftTiles<TILES, DIM / 16, Rows> q(stages, STAGE + mine), d_o(stages, 2 * STAGE + mine);
+    const LeftTiles<TILES, DIM / 16, Rows> q(stages, STAGE + mine);
+    const LeftTiles<TILES, D_O_KEPT, Rows> d_o(stages, 2 * STAGE + mine);
     float lse[TILES][2], delta[TILES][2];  // of rows g and g + 8 of each tile
-    float* pairs = query_pairs(a, block);
+    float* pairs = query_pairs(a, block.head, pairs_gap(block), block.seq.queries.start);
     UNROLL
     for (int m = 0; m < TILES; ++m) {
         // Two lanes a row; o straight from device memory.
-        const unsigned row = lane_id() % 16, query = first + TILE * m + row;
-        const T* o = in<T>(a.o) + (block.seq.start + size_t(query)) * x.row + block.head * a.dim;
+        const unsigned row = lane_id() % 16, in_block = (mine + m) * TILE + row, query = block.first + in_block;
         float sum = 0.f;
         UNROLL
         for (int n = 0; n < DIM / 16; ++n) {
             const unsigned column = 16 * n + lane_id() / 16 * 8;
-            if (query < length && column < a.dim) {
-                const Vec<T, 8> y = load_vec<T, 8>(o + column),
+            if (query < queries && column < a.dim) {
+                const Vec<T, 8> y = load_vec<T, 8>(x.o + in_block * x.row + column),
                                 d = load_vec<T, 8>(stages.piece(2 * STAGE + mine + m, row, column / 8));
                 UNROLL
                 for (int i = 0; i < 8; ++i) sum += to_f32(y[i]) * to_f32(d[i]);
             }
         }
         sum += __shfl_xor_sync(FULL_MASK, sum, 16);
-        const float log_sum = query < length ? x.lse[query] * LOG2_E : 0.f;
-        if (lane_id() < 16 && query < length) store_vec<float, 2>(pairs + 2 * size_t(query), {log_sum, sum});
+        const float log_sum = query < queries ? x.lse[in_block] * LOG2_E : 0.f;
+        if (lane_id() < 16 && query < queries && blockIdx.y == 0)
+            store_vec<float, 2>(pairs + 2 * size_t(query), {log_sum, sum});
         UNROLL
         for (int r = 0; r < 2; ++r) {
             lse[m][r] = __shfl_sync(FULL_MASK, log_sum, lane_id() / 4 + 8 * r);
@@ -126,13 +142,12 @@ __device__ __forceinline__ void attention_bwd_long_q(const AttentionBwd& a) {
         cp_async_wait<0>();
         __syncthreads();  // this stage is there, the other is done with
         if (key + KEYS < length) {
-            const size_t next = (key + KEYS) * x.stride;
-            copy_stage(stages.from((stage ^ 1) * STAGE), x.k + next, x.stride, x.v + next, x.stride, length - key - KEYS,
-                       a.dim);
+            copy_stage<TILES_AT_ONCE>(stages.from((stage ^ 1) * STAGE), x.k + size_t(key + KEYS) * a.k_stride, a.k_stride,
+                                      x.v + size_t(key + KEYS) * a.v_stride, a.v_stride, length - key - KEYS, a.dim);
             cp_async_commit();
         }
-        const Rows k = stages.from(stage * STAGE), v = k.from(LONG_STAGE);
-        const unsigned keys = first < length ? min(length - key, unsigned(KEYS)) : 0;
+        const Rows k = stages.from(stage * STAGE), v = k.from(TILES_AT_ONCE);
+        const unsigned keys = first < queries ? min(length - key, unsigned(KEYS)) : 0;
 #pragma unroll 1
         for (unsigned c = 0; TILE * c < keys; ++c) {
             float s[TILES][2][4] = {}, ds[TILES][2][4];
@@ -164,14 +179,83 @@ __device__ __forceinline__ void attention_bwd_long_q(const AttentionBwd& a) {
         }
     }
     const unsigned stage = (length + KEYS - 1) / KEYS % 2;  // not the last, which others may be reading
-    if (first >= length) return;  // whole warps leave; no block barrier follows
+    if (first >= queries) return;  // whole warps leave; no block barrier follows
+    const LongBlock again(a, computed_here(warps * TILES * TILE));  // not kept in registers all the while
+    const unsigned row = a.heads * a.dim, rows = again.seq.queries.length - first;
+    const size_t query = size_t(again.seq.queries.start) + first;
+    if (gridDim.y > 1) {
+        float* to = a.parts + (size_t(blockIdx.y) * a.queries + query) * row + again.head * a.dim;
+        UNROLL
+        for (int m = 0; m < TILES; ++m)
+            if (unsigned(TILE * m) < rows)
+                store_part(to + size_t(TILE * m) * row, row, dq[m], rows - TILE * m, a.dim, a.scale, a.scale);
+        return;
+    }
     const Rows to = stages.from(stage * STAGE + mine);
     UNROLL
     for (int m = 0; m < TILES; ++m) stage_tile(to, m, dq[m], a.scale, a.scale);
     __syncwarp();  // dq is there
-    T* out_q = out<T>(a.dqkv) + (block.seq.start + size_t(first)) * x.stride + block.head * a.dim;
     UNROLL
-    for (int m = 0; m < TILES; ++m) store_tile(out_q, x.stride, to, m, length - first, a.dim);
+    for (int m = 0; m < TILES; ++m)
+        store_tile(out<T>(a.dq) + query * a.q_stride + again.head * a.dim, a.q_stride, to, m, rows, a.dim);
+}
+
+// The queries that stream past a block of keys: q, d_o and their pairs of numbers, a stage of STAGE tiles at a time.
+template <class T, int STAGE, class Rows>
+struct QueryStages {
+    static constexpr unsigned QUERIES = STAGE * TILE;
+    const AttentionBwd& a;
+    Rows stages;
+    float* numbers;  // [2, QUERIES, 2]
+    Sequence part;
+    unsigned head, gap;
+
+    __device__ __forceinline__ QueryStages(const AttentionBwd& a, const LongBlock& block, const Rows& stages, float* numbers)
+        : a(a),
+          stages(stages),
+          numbers(numbers),
+          part(streaming(block.seq.queries, QUERIES)),
+          head(block.head),
+          gap(pairs_gap(block)) {}
+
+    // Starts copying from `query` on; past the end zeros: P is 1 there, and what it multiplies zero.
+    __device__ __forceinline__ void copy(unsigned query, unsigned stage) const {
+        const unsigned head = computed_here(this->head);
+        const AttentionHead<T> from(a, size_t(computed_here(part.start)) + query, 0, head);
+        copy_stage<STAGE>(stages.from(stage * 2 * STAGE), from.q, a.q_stride, from.d_o, unsigned(from.row),
+                          part.length - query, a.dim);
+        const float* pairs = query_pairs(a, head, gap, part.start + query);
+        for (unsigned i = 2 * computed_here(threadIdx.x); i < QUERIES; i += 2 * blockDim.x) {
+            const int count = min(2, max(0, int(part.length - query) - int(i)));
+            cp_async_16(numbers + 2 * (stage * QUERIES + i), count ? pairs + 2 * i : a.delta, 8 * count);
+        }
+        cp_async_commit();
+    }
+
+    // Numbers of the columns that this lane has of a tile: lse · log2 e and delta of two columns, then of two 8 further on.
+    __device__ __forceinline__ void columns(Vec<float, 4> (&pair)[2], unsigned stage, unsigned tile) const {
+        const float* from = numbers + 2 * (stage * QUERIES + TILE * tile + 2 * (lane_id() % 4));
+        pair[0] = load_vec<float, 4>(from);
+        pair[1] = load_vec<float, 4>(from + 16);
+    }
+};
+
+// One warp's 16 rows of a gradient by keys: rounded through tile `tile` of shared memory into `to`, or, where the
+// queries come in parts, as they are into this part of them. `rows`: from `key` on to the end of the sequence.
+template <class T, class Rows, int COLUMNS>
+__device__ __forceinline__ void store_key_gradient(const AttentionBwd& a, void* to, unsigned stride, bool is_v, size_t key,
+                                                   unsigned head, float (&x)[COLUMNS][4], unsigned rows, float factor,
+                                                   const Rows& stages, unsigned tile) {
+    if (gridDim.y > 1) {
+        const unsigned row = a.heads * a.dim;
+        float* part = a.parts + ((size_t(blockIdx.y) * 2 + is_v) * a.keys + key) * row + head * a.dim;
+        store_part(part, row, x, rows, a.dim, factor, factor);
+        return;
+    }
+    const Rows staged = stages.from(tile);
+    stage_tile(staged, 0, x, factor, factor);
+    __syncwarp();  // all of it is there
+    store_tile(out<T>(to) + key * stride + head * a.dim, stride, staged, 0, rows, a.dim);
 }
 
 // dk and dv of a block of keys, over all queries. Rows of the score tile are keys, columns queries.
@@ -184,30 +268,20 @@ __device__ __forceinline__ void attention_bwd_long_kv(const AttentionBwd& a) {
     typedef SharedRows<T, DIM, TILE * DIM> Rows;
     DYN_SMEM(memory);
     const unsigned warps = blockDim.x / WARP, mine = warp_id() * TILES;
-    const LongBlock block(a.cu_seqlens, a.tokens, a.heads, a.tiles, warps * TILES * TILE);
-    const unsigned length = block.seq.length, first = block.first + mine * TILE;  // of this warp
-    if (block.first >= length) return;  // the whole block
+    const LongBlock block(a, warps * TILES * TILE);
+    const unsigned keys = block.seq.keys.length, first = block.first + mine * TILE;  // of this warp
+    if (block.first >= keys) return;  // the whole block
     const Rows stages{reinterpret_cast<T*>(memory)};
-    float* numbers = reinterpret_cast<float*>(stages.from(3 * STAGE).first);  // [2, QUERIES, 2]
-    const AttentionHead<T> x(a, block.seq.start, block.head);
-    const float* pairs = query_pairs(a, block);
-    const size_t start = block.first;
-    // Queries from `query` on, past the end zeros: P is 1 there, and what it multiplies zero.
-    auto copy_queries = [&](unsigned query, unsigned stage) {
-        const AttentionHead<T> from(a, computed_here(block.seq.start) + query, block.head);
-        copy_stage(stages.from(stage * STAGE), from.q, from.stride, from.d_o, from.row, length - query, a.dim);
-        for (unsigned i = 2 * computed_here(threadIdx.x); i < QUERIES; i += 2 * blockDim.x) {
-            const int count = min(2, max(0, int(length - query) - int(i)));
-            cp_async_16(numbers + 2 * (stage * QUERIES + i), count ? pairs + 2 * size_t(query + i) : pairs, 8 * count);
-        }
-        cp_async_commit();
-    };
-
-    copy_tiles(stages.from(STAGE), x.k + start * x.stride, x.stride, 0, warps * TILES, length - block.first, a.dim,
-               threadIdx.x, blockDim.x);
-    copy_tiles(stages.from(2 * STAGE), x.v + start * x.stride, x.stride, 0, warps * TILES, length - block.first, a.dim,
-               threadIdx.x, blockDim.x);
-    copy_queries(0, 0);
+    const QueryStages<T, LONG_STAGE, Rows> from(a, block, stages, reinterpret_cast<float*>(stages.from(3 * STAGE).first));
+    const unsigned length = from.part.length;
+    {
+        const AttentionHead<T> x(a, 0, size_t(block.seq.keys.start) + block.first, block.head);
+        copy_tiles(stages.from(STAGE), x.k, a.k_stride, 0, warps * TILES, keys - block.first, a.dim, threadIdx.x,
+                   blockDim.x);
+        copy_tiles(stages.from(2 * STAGE), x.v, a.v_stride, 0, warps * TILES, keys - block.first, a.dim, threadIdx.x,
+                   blockDim.x);
+    }
+    from.copy(0, 0);
     cp_async_wait<0>();
     __syncthreads();  // the keys and values are there
     const LeftTiles<TILES, DIM / 16, Rows> k(stages, STAGE + mine);
@@ -219,16 +293,16 @@ __device__ __forceinline__ void attention_bwd_long_kv(const AttentionBwd& a) {
         const unsigned stage = query / QUERIES % 2;
         cp_async_wait<0>();
         __syncthreads();  // this stage is there, the other is done with
-        if (query + QUERIES < length) copy_queries(query + QUERIES, stage ^ 1);
+        if (query + QUERIES < length) from.copy(query + QUERIES, stage ^ 1);
         const Rows q = stages.from(stage * STAGE), d_o = q.from(LONG_STAGE);
-        const unsigned queries = first < length ? min(length - query, unsigned(QUERIES)) : 0;
+        const unsigned queries = first < keys ? min(length - query, unsigned(QUERIES)) : 0;
 #pragma unroll 1
         for (unsigned c = 0; TILE * c < queries; ++c) {
             float p[TILES][2][4] = {}, ds[TILES][2][4] = {};
             k.template dot<T>(p, q, c);
             v.template dot<T>(ds, d_o, c);
-            const float* columns = numbers + 2 * (stage * QUERIES + TILE * c + 2 * (lane_id() % 4));
-            const Vec<float, 4> pair[2] = {load_vec<float, 4>(columns), load_vec<float, 4>(columns + 16)};
+            Vec<float, 4> pair[2];
+            from.columns(pair, stage, c);
             unsigned left_p[TILES][4], left_ds[TILES][4];
             UNROLL
             for (int m = 0; m < TILES; ++m) {
@@ -247,18 +321,15 @@ __device__ __forceinline__ void attention_bwd_long_kv(const AttentionBwd& a) {
         }
     }
     const unsigned stage = (length + QUERIES - 1) / QUERIES % 2;  // not the last, which others may be reading
-    if (first >= length) return;  // whole warps leave; no block barrier follows
-    const Rows to_k = stages.from(stage * STAGE + mine), to_v = stages.from(2 * STAGE + mine);
+    if (first >= keys) return;  // whole warps leave; no block barrier follows
+    const LongBlock again(a, computed_here(warps * TILES * TILE));  // not kept in registers all the while
     UNROLL
-    for (int m = 0; m < TILES; ++m) {
-        stage_tile(to_k, m, dk[m], a.scale, a.scale);
-        stage_tile(to_v, m, dv[m], 1.f, 1.f);
-    }
-    __syncwarp();  // dk and dv are there
-    T* dq = out<T>(a.dqkv) + (block.seq.start + size_t(first)) * x.stride + block.head * a.dim;
-    UNROLL
-    for (int m = 0; m < TILES; ++m) {
-        store_tile(dq + x.row, x.stride, to_k, m, length - first, a.dim);
-        store_tile(dq + 2 * x.row, x.stride, to_v, m, length - first, a.dim);
-    }
+    for (int m = 0; m < TILES; ++m)
+        if (first + TILE * m < again.seq.keys.length) {
+            const unsigned rows = again.seq.keys.length - first - TILE * m;
+            const size_t key = size_t(again.seq.keys.start) + first + TILE * m;
+            store_key_gradient<T>(a, a.dk, a.k_stride, false, key, again.head, dk[m], rows, a.scale, stages,
+                                  stage * STAGE + mine + m);
+            store_key_gradient<T>(a, a.dv, a.v_stride, true, key, again.head, dv[m], rows, 1.f, stages, 2 * STAGE + mine + m);
+        }
 }

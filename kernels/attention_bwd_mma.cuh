@@ -3,41 +3,47 @@
 #include "attention_long.cuh"
 
 struct AttentionBwd {
-    const void* qkv;        // [tokens, 3, heads, dim] T
-    const void* o;          // [tokens, heads, dim] T
-    const void* d_o;        // [tokens, heads, dim] T
-    const float* lse;       // [heads, tokens]
-    float* delta;           // [heads, tokens]: rowsum(d_o * o); long: [heads, pairs, 2]: lse · log2 e, and that
-    const int* cu_seqlens;  // [sequences + 1]
-    void* dqkv;             // [tokens, 3, heads, dim] T
-    unsigned tokens, heads, dim;
-    unsigned tiles;  // of the rows a block takes, in the longest sequence
-    float scale;
+    const void* q;     // [queries, heads, dim] T, q_stride elements from query to query
+    const void* k;     // [keys, heads, dim] T, k_stride likewise
+    const void* v;     // [keys, heads, dim] T, v_stride
+    const void* o;     // [queries, heads, dim] T
+    const void* d_o;   // [queries, heads, dim] T
+    const float* lse;  // [heads, queries]
+    float* delta;      // [heads, queries]: rowsum(d_o * o); long: [heads, pairs, 2]: lse · log2 e, and that
+    const int* cu_q;   // [sequences + 1]
+    const int* cu_k;   // [sequences + 1]
+    void *dq, *dk, *dv;  // as q, k and v, strides included
+    float* parts;      // long, in parts: [parts, queries, heads, dim] of dq, or [parts, 2, keys, heads, dim] of dk and dv
+    unsigned q_stride, k_stride, v_stride;
+    unsigned queries, keys, heads, dim;
+    unsigned tiles;  // of the rows a block takes, in the longest sequence of the side whose rows those are
     unsigned pairs;  // of one head
+    float scale;
 };
 
 // One head of one sequence.
 template <class T>
 struct AttentionHead {
-    const T *q, *k, *v, *d_o;  // of the first token
+    const T *q, *k, *v, *o, *d_o;  // of its first query or key
     const float *lse, *delta;
-    size_t stride, row;  // elements from token to token, in qkv and in d_o
-    __device__ __forceinline__ AttentionHead(const AttentionBwd& a, size_t token, unsigned head)
-        : stride(size_t(3) * a.heads * a.dim), row(size_t(a.heads) * a.dim) {
-        q = in<T>(a.qkv) + token * stride + head * a.dim;
-        k = q + row;
-        v = k + row;
-        d_o = in<T>(a.d_o) + token * row + head * a.dim;
-        lse = a.lse + size_t(head) * a.tokens + token;
-        delta = a.delta + size_t(head) * a.tokens + token;
+    size_t row;  // elements from query to query in o and d_o
+    __device__ __forceinline__ AttentionHead(const AttentionBwd& a, size_t query, size_t key, unsigned head)
+        : row(size_t(a.heads) * a.dim) {
+        q = in<T>(a.q) + query * a.q_stride + head * a.dim;
+        k = in<T>(a.k) + key * a.k_stride + head * a.dim;
+        v = in<T>(a.v) + key * a.v_stride + head * a.dim;
+        o = in<T>(a.o) + query * row + head * a.dim;
+        d_o = in<T>(a.d_o) + query * row + head * a.dim;
+        lse = a.lse + size_t(head) * a.queries + query;
+        delta = a.delta + size_t(head) * a.queries + query;
     }
 };
 
 // Short sequences on tensor cores, in one launch: q, k, v and d_o of one head of one sequence lie in shared memory, and
 // each warp owns 16 keys. Over 64 queries at a time a warp computes Pᵀ and dSᵀ of its keys and adds to its dk and dv;
 // dSᵀ goes to shared memory, from which the block then makes dq of these queries. Every result is one sum in a fixed
-// order. Block x: head, fastest, of a sequence; a warp per tile of 16 tokens of the longest sequence (`tiles`).
-// Dynamic shared memory: 16 · (4 · DIM + 64 elements, 2 floats) for each tile.
+// order. Block x: head, fastest, of a sequence; a warp per tile of 16 tokens of the longest sequence of either side
+// (`tiles`): tile i of the queries and tile i of the keys. Dynamic shared memory: 16 · (4 · DIM + 64 elements, 2 floats) for each tile.
 template <class T, int DIM>
 __device__ __forceinline__ void attention_bwd_short(const AttentionBwd& a) {
     constexpr int BLOCK = 64 / TILE;  // tiles of queries between barriers
@@ -46,39 +52,44 @@ __device__ __forceinline__ void attention_bwd_short(const AttentionBwd& a) {
     typedef SharedRows<T, DIM, STRIDE> Rows;
     DYN_SMEM(memory);
     const unsigned head = blockIdx.x % a.heads, mine = warp_id();
-    const Sequence seq = sequence(a.cu_seqlens, blockIdx.x / a.heads, a.tokens);
-    const unsigned length = min(seq.length, TILE * a.tiles), tiles = (length + TILE - 1) / TILE;
+    const SequencePair seq(a, blockIdx.x / a.heads);
+    const unsigned queries = min(seq.queries.length, TILE * a.tiles), tiles = (queries + TILE - 1) / TILE;
+    const unsigned keys = min(seq.keys.length, TILE * a.tiles), key_tiles = (keys + TILE - 1) / TILE;
     const Rows q{reinterpret_cast<T*>(memory)}, k{q.first + Rows::ELEMENTS}, v{k.first + Rows::ELEMENTS},
         d_o{v.first + Rows::ELEMENTS};
     const SharedRows<T, TILE * BLOCK, STRIDE> ds{d_o.first + Rows::ELEMENTS};  // [keys, queries of the block]
     float* numbers = reinterpret_cast<float*>(ds.first + ds.ELEMENTS);  // of a tile: [16] lse · log2 e, [16] delta
     constexpr int NUMBERS = STRIDE * int(sizeof(T)) / int(sizeof(float));
-    const bool active = mine < tiles;
+    const bool active = mine < key_tiles;
 
+    const AttentionHead<T> x(a, seq.queries.start, seq.keys.start, head);
     if (active) {  // a warp's own 16 rows of everything
-        const AttentionHead<T> x(a, seq.start, head);
-        copy_tiles(q, x.q, x.stride, mine, mine + 1, length, a.dim, lane_id(), WARP);
-        copy_tiles(k, x.k, x.stride, mine, mine + 1, length, a.dim, lane_id(), WARP);
-        copy_tiles(v, x.v, x.stride, mine, mine + 1, length, a.dim, lane_id(), WARP);
-        copy_tiles(d_o, x.d_o, x.row, mine, mine + 1, length, a.dim, lane_id(), WARP);
-        cp_async_commit();
+        copy_tiles(k, x.k, a.k_stride, mine, mine + 1, keys, a.dim, lane_id(), WARP);
+        copy_tiles(v, x.v, a.v_stride, mine, mine + 1, keys, a.dim, lane_id(), WARP);
+    }
+    if (mine < tiles) {
+        copy_tiles(q, x.q, a.q_stride, mine, mine + 1, queries, a.dim, lane_id(), WARP);
+        copy_tiles(d_o, x.d_o, x.row, mine, mine + 1, queries, a.dim, lane_id(), WARP);
+    }
+    cp_async_commit();
+    if (mine < tiles) {
         // delta = rowsum(d_o · o): two lanes a row, o straight from device memory while the copies are under way.
-        const unsigned row = lane_id() % 16, token = TILE * mine + row;
-        const T* from = in<T>(a.o) + (seq.start + token) * x.row + head * a.dim;
+        const unsigned row = lane_id() % 16, query = TILE * mine + row;
+        const T* from = x.o + query * x.row;
         Vec<T, 8> o[DIM / 16];
         UNROLL
         for (int n = 0; n < DIM / 16; ++n) {
             const unsigned column = 16 * n + lane_id() / 16 * 8;
-            if (token < length && column < a.dim) o[n] = load_vec<T, 8>(from + column);
+            if (query < queries && column < a.dim) o[n] = load_vec<T, 8>(from + column);
         }
-        const float lse = token < length ? x.lse[token] * LOG2_E : INFINITY;  // past the end P becomes zero
+        const float lse = query < queries ? x.lse[query] * LOG2_E : INFINITY;  // past the end P becomes zero
         cp_async_wait<0>();
         __syncwarp();  // the warp's d_o is there
         float delta = 0.f;
         UNROLL
         for (int n = 0; n < DIM / 16; ++n) {
             const unsigned column = 16 * n + lane_id() / 16 * 8;
-            if (token < length && column < a.dim) {
+            if (query < queries && column < a.dim) {
                 const Vec<T, 8> d = load_vec<T, 8>(d_o.piece(mine, row, column / 8));
                 UNROLL
                 for (int i = 0; i < 8; ++i) delta += to_f32(o[n][i]) * to_f32(d[i]);
@@ -90,6 +101,7 @@ __device__ __forceinline__ void attention_bwd_short(const AttentionBwd& a) {
             numbers[mine * NUMBERS + TILE + row] = delta;
         }
     }
+    cp_async_wait<0>();
     __syncthreads();  // everything is there
 
     const float scale = a.scale * LOG2_E;
@@ -132,7 +144,7 @@ __device__ __forceinline__ void attention_bwd_short(const AttentionBwd& a) {
                                             delta = load_vec<float, 2>(columns + TILE + 8 * (j % 2));
                         UNROLL
                         for (int i = 0; i < 4; ++i) {
-                            const bool inside = TILE * mine + lane_id() / 4 + 8 * (i / 2) < length;
+                            const bool inside = TILE * mine + lane_id() / 4 + 8 * (i / 2) < keys;
                             s[j][i] = inside ? exp2_approx(s[j][i] * scale - lse[i % 2]) : 0.f;
                             dp[j][i] = s[j][i] * (dp[j][i] - delta[i % 2]);
                         }
@@ -158,7 +170,7 @@ __device__ __forceinline__ void attention_bwd_short(const AttentionBwd& a) {
             const unsigned tile = item % BLOCK, step = item / BLOCK * 2;
             if (block + tile >= tiles) continue;
             float dq[4][4] = {};
-            for (unsigned key = 0; key < tiles; ++key) {
+            for (unsigned key = 0; key < key_tiles; ++key) {
                 unsigned left[4], b[4];
                 LEFT_T(left, ds, key, tile);
                 UNROLL
@@ -183,13 +195,13 @@ __device__ __forceinline__ void attention_bwd_short(const AttentionBwd& a) {
         }
         __syncthreads();  // dSᵀ is done with; behind the last block all of dq is there and k is done with
     }
+    const size_t at = head * a.dim;
+    if (mine < tiles)
+        store_tile(out<T>(a.dq) + seq.queries.start * size_t(a.q_stride) + at, a.q_stride, q, mine, queries, a.dim);
     if (!active) return;
     stage_tile(k, mine, dk, a.scale, a.scale);
     stage_tile(v, mine, dv, 1.f, 1.f);
     __syncwarp();  // dk and dv are there
-    const size_t row = size_t(a.heads) * a.dim;
-    T* to = out<T>(a.dqkv) + seq.start * (3 * row) + head * a.dim;
-    store_tile(to, 3 * row, q, mine, length, a.dim);
-    store_tile(to + row, 3 * row, k, mine, length, a.dim);
-    store_tile(to + 2 * row, 3 * row, v, mine, length, a.dim);
+    store_tile(out<T>(a.dk) + seq.keys.start * size_t(a.k_stride) + at, a.k_stride, k, mine, keys, a.dim);
+    store_tile(out<T>(a.dv) + seq.keys.start * size_t(a.v_stride) + at, a.v_stride, v, mine, keys, a.dim);
 }

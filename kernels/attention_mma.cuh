@@ -1,15 +1,17 @@
 // Tensor-core attention, forward and backward: 16-row tiles of one warp. Their rows in shared memory: tiles.cuh.
 //
-// DIM is the number of columns a kernel is made for, a multiple of 16: 32, 64, 80, 96 or 128. Columns from the head
+// DIM is the number of columns a kernel is made for, a multiple of 16: 32, 64, 80, 96, 128 or 256. Columns from the head
 // dimension up to it are zero in shared memory, so that they change no sum.
 #pragma once
 #include "attention.cuh"
 #include "tiles.cuh"
 
-// Results of one warp: 16 rows, DIM columns, times a factor per half of the rows, rounded into a tile.
+// Results of one warp: 16 rows, DIM columns, times a factor per half of the rows, rounded into a tile. What the warp read
+// of the tile before is done with: a lane writes rows that ldmatrix read for others.
 template <class T, int DIM, int STRIDE>
 __device__ __forceinline__ void stage_tile(
     const SharedRows<T, DIM, STRIDE>& to, unsigned tile, float (&x)[DIM / 8][4], float upper, float lower) {
+    __syncwarp();
     UNROLL
     for (int n = 0; n < DIM / 16; ++n) {
         UNROLL
@@ -19,6 +21,23 @@ __device__ __forceinline__ void stage_tile(
         unsigned a[4];
         as_left<T>(a, x[2 * n], x[2 * n + 1]);
         store_left(to, tile, 2 * n, a);
+    }
+}
+
+// The same results times their factors as they are, into y, the first row of the tile, of which `rows` exist.
+template <int COLUMNS>
+__device__ __forceinline__ void store_part(
+    float* y, unsigned stride, const float (&x)[COLUMNS][4], unsigned rows, unsigned dim, float upper, float lower) {
+    UNROLL
+    for (int r = 0; r < 2; ++r) {
+        const unsigned row = lane_id() / 4 + 8 * r;
+        const float factor = r ? lower : upper;
+        UNROLL
+        for (int j = 0; j < COLUMNS; ++j) {
+            const unsigned column = 8 * j + lane_id() % 4 * 2;
+            if (row < rows && column < dim)
+                store_vec<float, 2>(y + size_t(row) * stride + column, {x[j][2 * r] * factor, x[j][2 * r + 1] * factor});
+        }
     }
 }
 
@@ -150,19 +169,24 @@ struct QueryTiles {
             }
     }
 
-    // o into tiles of shared memory from `tile` on. lse: of the first query, of `count` that exist.
-    template <class Rows>
-    __device__ __forceinline__ void finish(const Rows& rows, unsigned tile, float* lse, unsigned count, float scale) {
+    // After the last key: sums become the factors of o. lse: of the first query, of `count` that exist.
+    __device__ __forceinline__ void close(float* lse, unsigned count, float scale) {
         UNROLL
-        for (int m = 0; m < TILES; ++m) {
+        for (int m = 0; m < TILES; ++m)
             UNROLL
             for (int r = 0; r < 2; ++r) {
-                sum[m][r] = quad_sum(sum[m][r]);
+                const float total = quad_sum(sum[m][r]);
                 const unsigned at = TILE * m + lane_id() / 4 + 8 * r;
-                if (lane_id() % 4 == 0 && at < count) lse[at] = max[m][r] * scale + logf(sum[m][r]);
+                if (lane_id() % 4 == 0 && at < count) lse[at] = max[m][r] * scale + logf(total);
+                sum[m][r] = inverse_sum(total);
             }
-            stage_tile(rows, tile + m, o[m], 1.f / sum[m][0], 1.f / sum[m][1]);
-        }
+    }
+
+    // o into tiles of shared memory from `tile` on.
+    template <class Rows>
+    __device__ __forceinline__ void stage(const Rows& rows, unsigned tile) {
+        UNROLL
+        for (int m = 0; m < TILES; ++m) stage_tile(rows, tile + m, o[m], sum[m][0], sum[m][1]);
     }
 };
 

@@ -17,8 +17,10 @@ DEVICE, ROTATION = "cuda", 240 << 20
 # Sequences, heads, tokens, head dimension: those of src/ops/attention/case.rs with one length.
 ATTENTION = (
     (256, 16, 50, 64), (256, 16, 65, 80), (256, 16, 197, 32), (1024, 2, 64, 56), (128, 12, 257, 64),
-    (64, 12, 1024, 64), (64, 16, 729, 72), (8, 16, 1370, 64),
+    (64, 12, 1024, 64), (64, 16, 729, 72), (8, 16, 1370, 64), (1, 1, 4096, 256),
 )  # fmt: skip
+# The same with other keys: sequences, heads, queries, keys, head dimension.
+CROSS = ((1, 1, 4096, 28736, 256), (256, 12, 1, 196, 64))
 
 
 def randn(*shape, dtype=torch.bfloat16, grad=True):
@@ -85,6 +87,10 @@ def backends(f):
     return [(n.split("_")[0].lower(), by(getattr(SDPBackend, n))) for n in names]
 
 
+def cross_attention(q, k, v):
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+
+
 def attention(qkv):
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, N, 3, H, D]: views, as after a projection
     return F.scaled_dot_product_attention(q, k, v)
@@ -101,6 +107,9 @@ def fused_adamw(shapes):
 def cases():
     for b, h, n, d in ATTENTION:
         yield f"attention/{b}x{h}x{n}x{d}", lambda: both(attention, lambda: (randn(b, n, 3, h, d),), backends)
+    for b, h, n, m, d in CROSS:
+        operands = lambda: (randn(b, n, h, d), randn(b, m, h, d), randn(b, m, h, d))
+        yield f"attention/{b}x{h}x{n}/{m}x{d}", lambda: both(cross_attention, operands, backends)
     weights = lambda c: (randn(c), randn(c))
     norm = lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b, 1e-6)
     for r, c in ((12800, 1024), (50432, 512), (32896, 384), (46656, 1152)):

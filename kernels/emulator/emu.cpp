@@ -261,7 +261,7 @@ void meet(Worker& w, uint32_t mask, const Operation& operation, Site site, void*
     meeting.arrived = 0;
     operation.run(warp, mask);
     ++w.progress;
-    warp.stamp += STAMP_MEETING;
+    if (operation.orders) warp.stamp += STAMP_MEETING;
     if (w.counting) traffic_flush(w, warp);
     if (uint32_t others = mask & ~bit) make_ready(w, me->view.linear / 32, others);
     make_current(w, me);

@@ -2,7 +2,7 @@
 // for index and shift errors (-fsanitize=bounds,shift). No sanitizer library is linked: these are its functions.
 //
 // Shared memory: bounds, initialisation, and whether two accesses of different threads are ordered by a barrier or
-// warp operation, whatever the schedule was. Global memory: bounds, alignment, initialisation, and writers.
+// __syncwarp, whatever the schedule was. Global memory: bounds, alignment, initialisation, and writers.
 #include <link.h>
 
 #include <algorithm>

@@ -32,7 +32,7 @@ constexpr uint64_t ACCESS_BUDGET = 1ull << 26;  // accesses of one thread betwee
 constexpr uint32_t IDLE_ROUNDS = 20000;         // rounds of nothing but __nanosleep
 
 // A stamp orders accesses: worker (8 bits), warp clock (32), warp meetings (12), atomic or several-lanes mark (1), agent
-// mark (1), thread in block (10). A warp's clock moves at block barriers, its meeting count at warp operations; both only grow,
+// mark (1), thread in block (10). A warp's clock moves at block barriers, its meeting count at __syncwarp; both only grow,
 // so what is remembered about a place never needs clearing. An overflowing meeting count carries into the clock.
 // An agent does what threads have started: its accesses are ordered for a warp that has waited for them, and for no
 // other, whatever barriers that passes. Its number stands in the place of the warp's.
@@ -58,6 +58,7 @@ struct Operation {
     const char* name;
     void (*run)(Warp& warp, uint32_t mask);
     bool same_site;  // all lanes call it from one source line
+    bool orders;     // memory accesses before it come before those after it: __syncwarp alone promises that
 };
 
 // A cp.async that has not been waited for.

@@ -18,7 +18,7 @@ static inline void each(Warp& warp, uint32_t mask, F f) {
 }
 
 static void run_nothing(Warp&, uint32_t) {}
-static const Operation SYNCWARP{"__syncwarp", run_nothing, false};
+static const Operation SYNCWARP{"__syncwarp", run_nothing, false, true};
 
 extern "C" void emu_syncwarp(uint32_t mask, const char* file, int line) {
     meet(*emu_worker, mask, SYNCWARP, {file, line}, __builtin_return_address(0));
@@ -37,7 +37,7 @@ static void run_shfl(Warp& warp, uint32_t mask) {
         lane.result = mask >> source & 1 ? warp.lanes[source].value : ~0ull;
     });
 }
-static const Operation SHFL{"__shfl_sync", run_shfl, true};
+static const Operation SHFL{"__shfl_sync", run_shfl, true, false};
 
 extern "C" uint64_t emu_shfl(uint32_t mask, uint64_t value, int argument, int kind_and_width, const char* file, int line) {
     Worker& w = *emu_worker;
@@ -64,7 +64,7 @@ static void run_vote(Warp& warp, uint32_t mask) {
                                                        : ballot == mask;
     });
 }
-static const Operation VOTE{"a warp vote", run_vote, true};
+static const Operation VOTE{"a warp vote", run_vote, true, false};
 
 extern "C" uint32_t emu_vote(uint32_t mask, int kind, int predicate, const char* file, int line) {
     Worker& w = *emu_worker;
@@ -98,7 +98,7 @@ static void run_reduce(Warp& warp, uint32_t mask) {
     });
     each(warp, mask, [&](int, Lane& lane) { lane.result = total; });
 }
-static const Operation REDUCE{"a warp reduction", run_reduce, true};
+static const Operation REDUCE{"a warp reduction", run_reduce, true, false};
 
 extern "C" uint32_t emu_reduce(uint32_t mask, int kind, uint32_t value, const char* file, int line) {
     Worker& w = *emu_worker;
@@ -116,7 +116,7 @@ static void run_match(Warp& warp, uint32_t mask) {
         lane.result = lane.argument && equal != mask ? 0 : equal;
     });
 }
-static const Operation MATCH{"a warp match", run_match, true};
+static const Operation MATCH{"a warp match", run_match, true, false};
 
 extern "C" uint32_t emu_match(uint32_t mask, int all, uint64_t value, const char* file, int line) {
     Worker& w = *emu_worker;
@@ -151,8 +151,8 @@ static void run_sum(Warp& warp, uint32_t) {
 static void run_max(Warp& warp, uint32_t) {
     butterfly(warp, [](float a, float b) { return b != b ? a : a != a || a < b ? b : a; });
 }
-static const Operation WARP_SUM{"warp_sum", run_sum, true};
-static const Operation WARP_MAX{"warp_max", run_max, true};
+static const Operation WARP_SUM{"warp_sum", run_sum, true, false};
+static const Operation WARP_MAX{"warp_max", run_max, true, false};
 
 static inline float warp_f32(const Operation& operation, float value, Site site, void* pc) {
     Worker& w = *emu_worker;

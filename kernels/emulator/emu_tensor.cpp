@@ -59,7 +59,7 @@ __attribute__((target("avx2,fma,f16c"))) void run_mma(Warp& warp, uint32_t) {
         for (int r = 0; r < 4; ++r) x.c.v[r] = c[lane / 4 + 8 * (r >> 1)][2 * (lane % 4) + (r & 1)];
     }
 }
-const Operation MMA{"mma", run_mma, true};
+const Operation MMA{"mma", run_mma, true, false};
 
 // ---- matrices of 8 x 8 16-bit elements --------------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ void run_ldmatrix(Warp& warp, uint32_t) {
 void run_stmatrix(Warp& warp, uint32_t) {
     each_element(warp, [](const uint8_t* half, uint8_t* element) { std::memcpy(element, half, 2); });
 }
-const Operation LDMATRIX{"ldmatrix", run_ldmatrix, true}, STMATRIX{"stmatrix", run_stmatrix, true};
+const Operation LDMATRIX{"ldmatrix", run_ldmatrix, true, false}, STMATRIX{"stmatrix", run_stmatrix, true, false};
 
 void* shifted(void* pc, int by) { return static_cast<char*>(pc) - by; }
 

@@ -224,6 +224,17 @@ fn global_memory_within_a_block() {
 }
 
 #[test]
+fn warp_operations_do_not_order_memory() {
+    passes("probe_warp_order", 0, block(32), 32);
+    for variant in 1..=3 {
+        let lines = ["write before a warp operation", "read behind a warp operation"];
+        fails("probe_warp_order", variant, block(32), 32, &["shared race", "uninitialised"], &lines);
+    }
+    let lines = ["matrix", "write behind ldmatrix"];
+    fails("probe_warp_order", 4, block(32), 32, &["shared race"], &lines);
+}
+
+#[test]
 fn missing_warp_barrier() {
     passes("probe_syncwarp", 0, block(64), 64);
     fails("probe_syncwarp", 1, block(64), 64, &["shared race", "uninitialised"], &["warp reads", "warp overwrites"]);

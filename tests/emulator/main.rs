@@ -3,6 +3,7 @@
 #![cfg(feature = "emulator")]
 
 mod async_faults;
+mod attention;
 mod faults;
 mod ops;
 mod prototypes;

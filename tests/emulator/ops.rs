@@ -113,17 +113,17 @@ const PINNED: &[(&str, Counts)] = &[
     ("assemble_tokens_bwd_reduce_f32", [[24, 24], [6, 6]]),
     ("assemble_tokens_fwd_bf16", [[150, 150], [0, 0]]),
     ("attention_bwd_delta_bf16", [[408, 340], [0, 0]]), // rows of 56 bytes
-    ("attention_bwd_kv_32x32_hd32_bf16", [[1076, 840], [12556, 3916]]),
-    ("attention_bwd_long_kv_4x32_hd64_bf16", [[9776, 9776], [13672, 13072]]),
-    ("attention_bwd_long_kv_6x16_hd80_bf16", [[48826, 37050], [110628, 101496]]), // rows of 144 bytes
-    ("attention_bwd_long_q_4x32_hd64_bf16", [[9748, 9738], [8796, 8796]]),
-    ("attention_bwd_long_q_4x32_hd80_bf16", [[42041, 27293], [42292, 40248]]), // rows of 144 bytes
-    ("attention_bwd_q_32x32_hd32_bf16", [[906, 720], [9292, 2956]]),
-    ("attention_bwd_short_hd32_bf16", [[1119, 1116], [1644, 1572]]),
-    ("attention_fwd_32x32_hd32_bf16", [[742, 580], [6272, 1952]]),
-    ("attention_fwd_long_4x32_hd80_bf16", [[34412, 22667], [30205, 28165]]), // rows of 144 bytes
-    ("attention_fwd_short_hd32_bf16", [[578, 572], [612, 612]]),
-    ("attention_fwd_short_hd64_bf16", [[4877, 4858], [8300, 8300]]),
+    ("attention_bwd_kv_32x32_hd32_bf16", [[1108, 872], [12556, 3916]]),
+    ("attention_bwd_long_kv_4x32_hd64_bf16", [[9820, 9820], [13672, 13072]]),
+    ("attention_bwd_long_kv_6x16_hd80_bf16", [[48962, 37186], [110628, 101496]]), // rows of 144 bytes
+    ("attention_bwd_long_q_4x32_hd64_bf16", [[9792, 9782], [8796, 8796]]),
+    ("attention_bwd_long_q_4x32_hd80_bf16", [[42105, 27357], [42292, 40248]]), // rows of 144 bytes
+    ("attention_bwd_q_32x32_hd32_bf16", [[970, 784], [9292, 2956]]),
+    ("attention_bwd_short_hd32_bf16", [[1135, 1132], [1644, 1572]]),
+    ("attention_fwd_32x32_hd32_bf16", [[774, 612], [6272, 1952]]),
+    ("attention_fwd_long_4x32_hd80_bf16", [[34444, 22699], [30205, 28165]]), // rows of 144 bytes
+    ("attention_fwd_short_hd32_bf16", [[594, 588], [612, 612]]),
+    ("attention_fwd_short_hd64_bf16", [[4897, 4878], [8300, 8300]]),
     ("batch_norm_bwd_bf16", [[768, 768], [432, 432]]),
     ("batch_norm_fwd_bf16", [[408, 408], [432, 432]]),
     ("cast_from_bf16_f32", [[144, 144], [0, 0]]),

@@ -193,6 +193,29 @@ __device__ void probe_warp_broadcast_body(const Probe& a) {
 }
 KERNEL(probe_warp_broadcast, Probe)
 
+// What brings a warp together without ordering its memory: between a write and another lane's read 1: a shuffle, 2: a vote,
+// 3: a sum; 4: between ldmatrix and a write to a row that it read for other lanes.
+struct alignas(16) MatrixRows {
+    float v[8][4];
+};
+__device__ void probe_warp_order_body(const Probe& a) {
+    SMEM(MatrixRows, rows);
+    const int lane = lane_id();
+    float v = a.x[threadIdx.x];
+    rows.v[lane / 4][lane % 4] = v;  // FAULT: write before a warp operation
+    if (a.variant == 0 || a.variant == 4) __syncwarp();
+    if (a.variant == 1) v = __shfl_xor_sync(FULL_MASK, v, 1);
+    if (a.variant == 2) v += __any_sync(FULL_MASK, v > 0.f);
+    if (a.variant == 3) v = warp_sum(v);
+    if (a.variant < 4) v += rows.v[lane / 4][lane % 4 ^ 1];  // FAULT: read behind a warp operation
+    unsigned fragment[1] = {0};
+    if (a.variant == 0 || a.variant == 4) ldmatrix<1>(fragment, shared_address(&rows.v[lane % 8][0]));  // FAULT: matrix
+    if (a.variant == 0) __syncwarp();
+    if (a.variant == 0 || a.variant == 4) rows.v[lane / 4][lane % 4] = v;  // FAULT: write behind ldmatrix
+    a.y[threadIdx.x] = v + float(fragment[0] & 1);
+}
+KERNEL(probe_warp_order, Probe)
+
 // 1: with __nanosleep, 2: without.
 __device__ void probe_spin_body(const Probe& a) {
     volatile unsigned* flag = a.n;

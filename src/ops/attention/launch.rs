@@ -1,346 +1,251 @@
-//! Grid and arguments of kernels/attention.cu and kernels/attention_bwd.cu.
+//! Arguments of kernels/attention.cu and kernels/attention_bwd.cu; which of them run on what grid: choice.rs.
 #![allow(unsafe_code)]
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Dims, OP};
+use super::OP;
+use super::choice::{
+    Family, Pass, Tiles, bwd, family, fwd, grid, k_tiles, long_bwd, long_fwd, long_grid, long_pairs, most_k, most_q,
+    per_query, short_bwd, short_fwd, short_grid, sum_grid,
+};
+use super::operands::{Dims, Place, Problem, View};
 use crate::device::Launch;
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Result, Tensor};
 
-/// Warps of a block of the delta kernel, one row each.
-const DELTA_WARPS: u32 = 4;
+const STEM_BWD: &str = "attention_bwd";
 
 /// `struct AttentionFwd`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct FwdArgs {
-    qkv: u64,
-    cu_seqlens: u64,
+    q: u64,
+    k: u64,
+    v: u64,
+    cu_q: u64,
+    cu_k: u64,
     o: u64,
     lse: u64,
-    tokens: u32,
+    q_stride: u32,
+    k_stride: u32,
+    v_stride: u32,
+    queries: u32,
+    keys: u32,
     heads: u32,
     dim: u32,
     tiles: u32,
+    key_tiles: u32,
     scale: f32,
-    pad: u32,
+}
+
+/// `struct AttentionCombine`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct CombineArgs {
+    parts: u64,
+    part_lse: u64,
+    o: u64,
+    lse: u64,
+    queries: u32,
+    heads: u32,
+    dim: u32,
+    splits: u32,
 }
 
 /// `struct AttentionBwd`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct BwdArgs {
-    qkv: u64,
+    q: u64,
+    k: u64,
+    v: u64,
     o: u64,
     d_o: u64,
     lse: u64,
     delta: u64,
-    cu_seqlens: u64,
-    dqkv: u64,
-    tokens: u32,
+    cu_q: u64,
+    cu_k: u64,
+    dq: u64,
+    dk: u64,
+    dv: u64,
+    parts: u64,
+    q_stride: u32,
+    k_stride: u32,
+    v_stride: u32,
+    queries: u32,
+    keys: u32,
     heads: u32,
     dim: u32,
     tiles: u32,
-    scale: f32,
     pairs: u32,
-}
-
-/// Rows of a matrix product.
-const MMA_ROWS: usize = 16;
-/// Warps of a block of the short forward at most. A block of few warps that each take several query tiles leaves room
-/// for more blocks on a multiprocessor, and thus more bytes in flight.
-const SHORT_FWD_WARPS: usize = 6;
-/// Queries between barriers of the short backward (`BLOCK` in attention_bwd_mma.cuh).
-const SHORT_BWD_BLOCK: usize = 64;
-/// Rows of a stage of the long kernels (`LONG_STAGE` tiles in attention_long.cuh).
-const LONG_STAGE: usize = 64;
-
-/// Forward or backward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pass {
-    Forward,
-    Backward,
-}
-
-/// Kernels of one kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
-    /// f32 arithmetic on tiles: every type, head dimension and length.
-    Tiled,
-    /// Tensor cores, with all of a head of a sequence in shared memory: up to 288 tokens, where attention is bound by
-    /// the bytes of qkv and no library is good.
-    Short,
-    /// Tensor cores, with keys (or queries) streaming past the rows that a block keeps: any length.
-    Long,
-}
-
-/// Which kernels a problem runs on, given the bytes of shared memory that a block of the device may have.
-///
-/// Tensor cores take 16-bit types, rows of whole 16-byte pieces (for `cp.async`), and a positive scale (their softmax
-/// takes the row's maximum before it scales). The short family takes what fits into shared memory and, backward, into
-/// the registers of one block: it reads every operand once, and its backward computes scores once, the long one's twice.
-/// Kernels for one architecture (TMA and wgmma on sm_90a) are to be chosen here, ahead of `Long`: arithmetic and not
-/// bytes sets the time from about 300 tokens on.
-pub(super) fn family(pass: Pass, dtype: DType, scale: f32, dims: Dims, shared: usize) -> Family {
-    let tensor_cores = matches!(dtype, DType::BF16 | DType::F16)
-        && dims.dim.is_multiple_of(8)
-        && scale > 0.0
-        && 3 * dims.heads * dims.dim <= u32::MAX as usize; // the stride from token to token
-    let in_registers = pass == Pass::Forward || mma_tiles(dims) <= short_bwd(dims.dim).1;
-    let in_a_grid = |blocks: usize| dims.seqs.saturating_mul(dims.heads).saturating_mul(blocks) <= i32::MAX as usize;
-    if tensor_cores && in_registers && in_a_grid(1) && short_shared(pass, dims) <= shared {
-        Family::Short
-    } else if tensor_cores && in_a_grid(mma_tiles(dims)) && long_shared(pass, dims) <= shared {
-        Family::Long
-    } else {
-        Family::Tiled
-    }
-}
-
-/// The columns tensor-core kernels are made for; the head dimension is padded to the next.
-pub(super) fn columns(dim: usize) -> usize {
-    [32, 64, 80, 96, 128].into_iter().find(|&columns| dim <= columns).unwrap_or(super::MAX_DIM)
-}
-
-/// 16-row tiles of the longest sequence; none is longer than all tokens, whatever bound was given.
-fn mma_tiles(Dims { max_seqlen, tokens, .. }: Dims) -> usize {
-    max_seqlen.min(tokens).div_ceil(MMA_ROWS)
-}
-
-/// Bytes of shared memory of a block of the short family: rows of 16-bit elements.
-pub(super) fn short_shared(pass: Pass, dims: Dims) -> usize {
-    let (rows, row) = (MMA_ROWS * mma_tiles(dims), 2 * columns(dims.dim));
-    match pass {
-        Pass::Forward => rows * 3 * row,
-        Pass::Backward => rows * (4 * row + 2 * SHORT_BWD_BLOCK + 8),
-    }
-}
-
-/// The short forward kernel of a head dimension.
-pub(super) fn short_fwd(dim: usize) -> &'static str {
-    match columns(dim) {
-        32 => "attention_fwd_short_hd32",
-        64 => "attention_fwd_short_hd64",
-        80 => "attention_fwd_short_hd80",
-        96 => "attention_fwd_short_hd96",
-        _ => "attention_fwd_short_hd128",
-    }
-}
-
-/// The short backward kernel and the 16-row tiles it takes at most: a warp owns a tile, and its gradients by k and v
-/// fill `dim` registers of each thread, so that beyond 32 columns 8 warps are the most that have room for them.
-pub(super) fn short_bwd(dim: usize) -> (&'static str, usize) {
-    match columns(dim) {
-        32 => ("attention_bwd_short_hd32", 18),
-        64 => ("attention_bwd_short_hd64", 8),
-        80 => ("attention_bwd_short_hd80", 8),
-        96 => ("attention_bwd_short_hd96", 8),
-        _ => ("attention_bwd_short_hd128", 8),
-    }
-}
-
-/// Tiles of the longest sequence, and a block per sequence and head.
-pub(super) fn short_grid(pass: Pass, dims: Dims) -> (u32, Launch) {
-    let tiles = mma_tiles(dims);
-    let warps = match pass {
-        Pass::Forward => tiles.div_ceil(tiles.div_ceil(SHORT_FWD_WARPS).max(1)), // the same number of rounds for all
-        Pass::Backward => tiles,
-    };
-    let grid = [(dims.seqs * dims.heads) as u32, 1, 1];
-    (tiles as u32, Launch { grid, block: [32 * warps as u32, 1, 1], shared: short_shared(pass, dims) as u32 })
-}
-
-/// A long kernel: `warps` warps of a block at most, each with `rows` rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Long {
-    pub kernel: &'static str,
-    pub warps: usize,
-    pub rows: usize,
-}
-
-/// The long forward kernel of a head dimension. 32 rows a warp, so that what is read from shared memory serves two
-/// products, unless their results alone would fill the registers.
-pub(super) fn long_fwd(dim: usize) -> Long {
-    let (kernel, warps, rows) = match columns(dim) {
-        32 => ("attention_fwd_long_4x32_hd32", 4, 32),
-        64 => ("attention_fwd_long_4x32_hd64", 4, 32),
-        80 => ("attention_fwd_long_4x32_hd80", 4, 32),
-        96 => ("attention_fwd_long_4x32_hd96", 4, 32),
-        _ => ("attention_fwd_long_8x16_hd128", 8, 16),
-    };
-    Long { kernel, warps, rows }
-}
-
-/// The long kernels for the gradients by q, and by k and v, which hold twice the results; chosen as [`long_fwd`]. Six
-/// warps of up to 168 registers at 80 columns: two blocks, and thus twelve warps, fit on a multiprocessor.
-pub(super) fn long_bwd(dim: usize) -> (Long, Long) {
-    let (q, kv) = match columns(dim) {
-        32 => (("attention_bwd_long_q_4x32_hd32", 4, 32), ("attention_bwd_long_kv_4x32_hd32", 4, 32)),
-        64 => (("attention_bwd_long_q_4x32_hd64", 4, 32), ("attention_bwd_long_kv_4x32_hd64", 4, 32)),
-        80 => (("attention_bwd_long_q_4x32_hd80", 4, 32), ("attention_bwd_long_kv_6x16_hd80", 6, 16)),
-        96 => (("attention_bwd_long_q_4x32_hd96", 4, 32), ("attention_bwd_long_kv_8x16_hd96", 8, 16)),
-        _ => (("attention_bwd_long_q_8x16_hd128", 8, 16), ("attention_bwd_long_kv_8x16_hd128", 8, 16)),
-    };
-    let long = |(kernel, warps, rows)| Long { kernel, warps, rows };
-    (long(q), long(kv))
-}
-
-/// Bytes of shared memory of a block of the long family: two stages of 64 rows of two operands; backward, room for as
-/// much that stays, and two numbers for each query of a stage.
-pub(super) fn long_shared(pass: Pass, dims: Dims) -> usize {
-    let stage = 2 * LONG_STAGE * 2 * columns(dims.dim);
-    match pass {
-        Pass::Forward => 2 * stage,
-        Pass::Backward => 3 * stage + 2 * LONG_STAGE * 8,
-    }
-}
-
-/// Blocks of the longest sequence, and one per sequence and head. They share its rows evenly: 257 are three times 96,
-/// not twice 128 and one.
-pub(super) fn long_grid(pass: Pass, long: Long, dims: Dims) -> (u32, Launch) {
-    let warps = dims.max_seqlen.min(dims.tokens).div_ceil(long.rows);
-    let blocks = warps.div_ceil(long.warps);
-    let block = [32 * warps.div_ceil(blocks.max(1)) as u32, 1, 1];
-    let grid = [(dims.seqs * dims.heads * blocks) as u32, 1, 1];
-    (blocks as u32, Launch { grid, block, shared: long_shared(pass, dims) as u32 })
-}
-
-/// Pairs of numbers of the queries of one head between the two long backward kernels: each sequence starts at an even
-/// one, as `query_pairs` in attention_bwd_long.cuh lays them out.
-pub(super) fn long_pairs(dims: Dims) -> usize {
-    (dims.tokens + dims.seqs).next_multiple_of(2)
-}
-
-/// A tiled kernel with tiles of `tile` x `tile` scores; four threads a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tiles {
-    pub kernel: &'static str,
-    pub tile: usize,
-}
-
-/// The smallest forward kernel that holds `dim` columns.
-pub(super) fn fwd(dim: usize) -> Tiles {
-    let kernel = match dim {
-        0..=32 => "attention_fwd_32x32_hd32",
-        33..=64 => "attention_fwd_32x32_hd64",
-        65..=96 => "attention_fwd_32x32_hd96",
-        _ => "attention_fwd_32x32_hd128",
-    };
-    Tiles { kernel, tile: 32 }
-}
-
-/// The smallest kernels for the gradients by k and v, and by q. Beyond 64 columns four tiles of 32 rows exceed 48 KiB.
-pub(super) fn bwd(dim: usize) -> (Tiles, Tiles) {
-    let (kv, q, tile) = match dim {
-        0..=32 => ("attention_bwd_kv_32x32_hd32", "attention_bwd_q_32x32_hd32", 32),
-        33..=64 => ("attention_bwd_kv_32x32_hd64", "attention_bwd_q_32x32_hd64", 32),
-        65..=96 => ("attention_bwd_kv_16x16_hd96", "attention_bwd_q_16x16_hd96", 16),
-        _ => ("attention_bwd_kv_16x16_hd128", "attention_bwd_q_16x16_hd128", 16),
-    };
-    (Tiles { kernel: kv, tile }, Tiles { kernel: q, tile })
-}
-
-/// Tiles of the longest sequence, and one block per tile, sequence and head; shorter sequences leave blocks idle.
-pub(super) fn grid(tile: usize, Dims { heads, seqs, max_seqlen, tokens, .. }: Dims) -> Result<(u32, Launch)> {
-    // No sequence is longer than all tokens, whatever bound was given.
-    let tiles = max_seqlen.min(tokens).div_ceil(tile);
-    let Some(blocks) = seqs.checked_mul(tiles).filter(|&blocks| blocks <= i32::MAX as usize) else {
-        let expected = format!("at most {} tiles of {tile} tokens over all sequences", i32::MAX);
-        return Err(Error::value(OP, "max_seqlen", max_seqlen, expected));
-    };
-    let launch = Launch { grid: [blocks as u32, heads as u32, 1], block: [4 * tile as u32, 1, 1], shared: 0 };
-    Ok((tiles as u32, launch))
-}
-
-pub(super) fn forward(
-    qkv: &Tensor,
-    cu_seqlens: &Tensor,
     scale: f32,
-    dims: Dims,
-    o: &mut Tensor,
-    lse: &mut Tensor,
-) -> Result<()> {
-    let (kernel, (tiles, launch)) = match family(Pass::Forward, qkv.dtype(), scale, dims, qkv.device().shared_limit()) {
-        Family::Short => (short_fwd(dims.dim), short_grid(Pass::Forward, dims)),
+}
+
+/// `struct AttentionSum`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct SumArgs {
+    parts: u64,
+    to: u64,
+    step: u64,
+    rows: u32,
+    width: u32,
+    stride: u32,
+    count: u32,
+}
+
+/// Of the first element at a place of a tensor that begins at `ptr`.
+fn at(ptr: u64, place: Place, dims: Dims, dtype: DType) -> u64 {
+    ptr + (dims.offset(place) * dtype.size()) as u64
+}
+
+pub(super) fn forward(x: &Problem, o: &mut Tensor, lse: &mut Tensor) -> Result<()> {
+    let (dims, dtype, device) = (x.dims, x.dtype(), x.device());
+    let ptr = |view: View| at(view.tensor.ptr(), view.place, dims, dtype);
+    let [q_stride, k_stride, v_stride] = x.places().map(|place| dims.stride(place) as u32);
+    let (kernel, (tiles, launch), count) = match family(Pass::Forward, dtype, x.scale, dims, device.shared_limit()) {
+        Family::Short => (short_fwd(dims.dim), short_grid(Pass::Forward, dims), 1),
         Family::Long => {
             let long = long_fwd(dims.dim);
-            (long.kernel, long_grid(Pass::Forward, long, dims))
+            let grid = long_grid(Pass::Forward, long, dims, most_q(dims), most_k(dims));
+            (long.kernel, grid, grid.1.grid[1] as usize)
         }
         Family::Tiled => {
             let Tiles { kernel, tile } = fwd(dims.dim);
-            (kernel, grid(tile, dims)?)
+            (kernel, grid(tile, dims, most_q(dims))?, 1)
         }
     };
-    let args = FwdArgs {
-        qkv: qkv.ptr(),
-        cu_seqlens: cu_seqlens.ptr(),
+    let mut args = FwdArgs {
+        q: ptr(x.q),
+        k: ptr(x.k),
+        v: ptr(x.v),
+        cu_q: x.cu_q.ptr(),
+        cu_k: x.cu_k.ptr(),
         o: o.ptr_mut(OP)?,
         lse: lse.ptr_mut(OP)?,
-        tokens: dims.tokens as u32,
+        q_stride,
+        k_stride,
+        v_stride,
+        queries: dims.queries as u32,
+        keys: dims.keys as u32,
         heads: dims.heads as u32,
         dim: dims.dim as u32,
         tiles,
-        scale,
-        pad: 0,
+        key_tiles: k_tiles(dims) as u32,
+        scale: x.scale,
     };
-    // SAFETY: `Dims::check` fixed the extents of qkv and cu_seqlens that struct AttentionFwd states, and that dim fits
-    // the kernel's tiles; `forward` made o and lse to them. The kernel takes no offset beyond tokens from cu_seqlens.
-    // `family` saw to it that rows of the tensor-core kernels lie at multiples of 16 bytes.
-    unsafe { qkv.device().launch(OP, kernel, qkv.dtype(), launch, &args) }
+    // SAFETY: `Problem::check` fixed the extents of the operands and of both cu_seqlens that struct AttentionFwd states,
+    // and that dim fits the kernel's tiles; `forward` made o and lse to them, or they are parts as below. The kernel
+    // takes no offset beyond queries and keys from cu_seqlens. `family` saw to it that rows of the tensor-core kernels
+    // lie at multiples of 16 bytes.
+    let run = |args: &FwdArgs| unsafe { device.launch(OP, kernel, dtype, launch, args) };
+    if count == 1 {
+        return run(&args);
+    }
+    let mut parts = Tensor::uninit([count, dims.queries, dims.heads * dims.dim], DType::F32, device)?;
+    let mut part_lse = Tensor::uninit([count, dims.heads, dims.queries], DType::F32, device)?;
+    let combine = CombineArgs {
+        parts: parts.ptr_mut(OP)?,
+        part_lse: part_lse.ptr_mut(OP)?,
+        o: args.o,
+        lse: args.lse,
+        queries: args.queries,
+        heads: args.heads,
+        dim: args.dim,
+        splits: count as u32,
+    };
+    (args.o, args.lse) = (combine.parts, combine.part_lse);
+    run(&args)?;
+    // SAFETY: the launch before, on the same stream, filled all parts, made to the extents that struct AttentionCombine
+    // states, as are o and lse; a row of a multiple of 8 elements starts at a multiple of 16 bytes.
+    unsafe { device.launch(OP, "attention_fwd_combine", dtype, per_query(dims), &combine) }
 }
 
-pub(super) fn backward(
-    d_o: &Tensor,
-    qkv: &Tensor,
-    o: &Tensor,
-    lse: &Tensor,
-    cu_seqlens: &Tensor,
-    scale: f32,
-    dims: Dims,
-    dqkv: &mut Tensor,
-) -> Result<()> {
-    const STEM: &str = "attention_bwd";
-    let mut args = BwdArgs {
-        qkv: qkv.ptr(),
+pub(super) fn backward(d_o: &Tensor, x: &Problem, o: &Tensor, lse: &Tensor, gradients: &mut [Tensor]) -> Result<()> {
+    let (dims, dtype, device) = (x.dims, x.dtype(), x.device());
+    let ptr = |view: View| at(view.tensor.ptr(), view.place, dims, dtype);
+    let strides = x.places().map(|place| dims.stride(place) as u32);
+    let mut to = [0; 3];
+    for (to, place) in to.iter_mut().zip(x.places()) {
+        *to = at(gradients[place.tensor].ptr_mut(OP)?, place, dims, dtype);
+    }
+    let args = BwdArgs {
+        q: ptr(x.q),
+        k: ptr(x.k),
+        v: ptr(x.v),
         o: o.ptr(),
         d_o: d_o.ptr(),
         lse: lse.ptr(),
         delta: 0, // of all but the short kernels
-        cu_seqlens: cu_seqlens.ptr(),
-        dqkv: dqkv.ptr_mut(OP)?,
-        tokens: dims.tokens as u32,
+        cu_q: x.cu_q.ptr(),
+        cu_k: x.cu_k.ptr(),
+        dq: to[0],
+        dk: to[1],
+        dv: to[2],
+        parts: 0, // of the long kernels
+        q_stride: strides[0],
+        k_stride: strides[1],
+        v_stride: strides[2],
+        queries: dims.queries as u32,
+        keys: dims.keys as u32,
         heads: dims.heads as u32,
         dim: dims.dim as u32,
         tiles: 0,
-        scale,
         pairs: 0, // of the long kernels
+        scale: x.scale,
     };
-    let run = |kernel, (tiles, launch), args: BwdArgs| {
-        // SAFETY: `backward` checked o, do and lse against the extents of qkv, and made dqkv to them; delta is as struct
-        // AttentionBwd states where a kernel takes it, filled by the launch before on the same stream where it reads it.
-        // `family` saw to it that rows of the tensor-core kernels lie at multiples of 16 bytes. Kernels take no offset
-        // beyond tokens from cu_seqlens.
-        unsafe { qkv.device().launch(STEM, kernel, qkv.dtype(), launch, &BwdArgs { tiles, ..args }) }
+    let run = |kernel, (tiles, launch): (u32, Launch), args: BwdArgs| {
+        // SAFETY: `backward` checked o, do and lse against the extents of the operands, and made the gradients as their
+        // operands; delta and parts are as struct AttentionBwd states where a kernel takes them, delta filled by the
+        // launch before on the same stream where it reads it. `family` saw to it that rows of the tensor-core kernels
+        // lie at multiples of 16 bytes. Kernels take no offset beyond queries and keys from cu_seqlens.
+        unsafe { device.launch(STEM_BWD, kernel, dtype, launch, &BwdArgs { tiles, ..args }) }
     };
-    match family(Pass::Backward, qkv.dtype(), scale, dims, qkv.device().shared_limit()) {
+    match family(Pass::Backward, dtype, x.scale, dims, device.shared_limit()) {
         Family::Short => run(short_bwd(dims.dim).0, short_grid(Pass::Backward, dims), args),
         Family::Long => {
             let (q, kv) = long_bwd(dims.dim);
-            let mut pairs = Tensor::uninit([dims.heads, long_pairs(dims), 2], DType::F32, qkv.device())?;
-            (args.delta, args.pairs) = (pairs.ptr_mut(OP)?, long_pairs(dims) as u32);
-            run(q.kernel, long_grid(Pass::Backward, q, dims), args)?; // dq; fills the pairs
-            run(kv.kernel, long_grid(Pass::Backward, kv, dims), args) // dk and dv
+            let mut pairs = Tensor::uninit([dims.heads, long_pairs(dims), 2], DType::F32, device)?;
+            let args = BwdArgs { delta: pairs.ptr_mut(OP)?, pairs: long_pairs(dims) as u32, ..args };
+            let width = dims.heads * dims.dim;
+            // One launch, in parts where its grid has them; then the sums of these parts: `rows` rows of each of `outputs`.
+            let run_in_parts = |kernel, (tiles, launch): (u32, Launch), rows: usize, outputs: &[usize]| {
+                let count = launch.grid[1] as usize;
+                if count == 1 {
+                    return run(kernel, (tiles, launch), args);
+                }
+                let mut parts = Tensor::uninit([count, outputs.len(), rows, width], DType::F32, device)?;
+                let first = parts.ptr_mut(OP)?;
+                run(kernel, (tiles, launch), BwdArgs { parts: first, ..args })?;
+                for (i, &output) in outputs.iter().enumerate() {
+                    let sum = SumArgs {
+                        parts: first + (i * rows * width * 4) as u64,
+                        to: to[output],
+                        step: (outputs.len() * rows * width) as u64,
+                        rows: rows as u32,
+                        width: width as u32,
+                        stride: strides[output],
+                        count: count as u32,
+                    };
+                    let launch = sum_grid(rows * width);
+                    // SAFETY: the launch before, on the same stream, filled all parts; `to` and its stride are those of
+                    // a gradient of `rows` rows. Rows of multiples of 8 elements start at multiples of 16 bytes.
+                    unsafe { device.launch(STEM_BWD, "attention_bwd_sum", dtype, launch, &sum)? };
+                }
+                Ok(())
+            };
+            let (most_q, most_k) = (most_q(dims), most_k(dims));
+            let of_q = long_grid(Pass::Backward, q, dims, most_q, most_k);
+            run_in_parts(q.kernel, of_q, dims.queries, &[0])?; // dq; fills the pairs
+            let of_kv = long_grid(Pass::Backward, kv, dims, most_k, most_q);
+            run_in_parts(kv.kernel, of_kv, dims.keys, &[1, 2]) // dk and dv
         }
         Family::Tiled => {
             let (kv, q) = bwd(dims.dim);
-            let (tiles, launch) = grid(kv.tile, dims)?;
-            let mut delta = Tensor::uninit([dims.heads, dims.tokens], DType::F32, qkv.device())?;
-            args.delta = delta.ptr_mut(OP)?;
-            let rows = (dims.tokens as u32).div_ceil(DELTA_WARPS);
-            let per_row = Launch { grid: [rows, dims.heads as u32, 1], block: [DELTA_WARPS * 32, 1, 1], shared: 0 };
-            run("attention_bwd_delta", (tiles, per_row), args)?;
-            run(kv.kernel, (tiles, launch), args)?; // dk and dv
-            run(q.kernel, (tiles, launch), args) // dq
+            let mut delta = Tensor::uninit([dims.heads, dims.queries], DType::F32, device)?;
+            let args = BwdArgs { delta: delta.ptr_mut(OP)?, ..args };
+            run("attention_bwd_delta", (0, per_query(dims)), args)?;
+            run(kv.kernel, grid(kv.tile, dims, most_k(dims))?, args)?; // dk and dv
+            run(q.kernel, grid(q.tile, dims, most_q(dims))?, args) // dq
         }
     }
 }

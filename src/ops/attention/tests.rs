@@ -1,9 +1,11 @@
 mod choice;
+mod cross;
 
 use proptest::prelude::*;
 
-use super::launch::{Family, Pass, family, long_shared};
-use super::{Dims, attention, backward, case, forward, probabilities};
+use super::choice::{Family, Pass, family, long_shared};
+use super::operands::Dims;
+use super::{Operands, Packing, attention, case, probabilities};
 use crate::ops::{Case, Fill};
 use crate::random::{normal, stream};
 use crate::testing::{check, check_dtype, check_gradients, devices, scheduled, ulp, with_shared_limit};
@@ -12,7 +14,9 @@ use crate::{DType, Device, Error, Result, Tape, Tensor, Var};
 #[test]
 fn matches_the_oracle_at_every_tile_edge() {
     // Lengths around the tiles of 16 and 32 rows; dims in every variant, with and without vector loads.
-    for (n, dim) in [(1, 8), (2, 16), (7, 20), (33, 33), (33, 64), (50, 32), (65, 56), (18, 72), (17, 80), (34, 96)] {
+    for (n, dim) in
+        [(1, 8), (2, 16), (7, 20), (33, 33), (33, 64), (50, 32), (65, 56), (18, 72), (17, 80), (34, 96), (19, 256)]
+    {
         check(&case(&[n], 1, dim)).unwrap();
     }
 }
@@ -37,16 +41,42 @@ fn tensor_cores_match_the_oracle_at_the_lengths_of_images() {
     check_dtype(&case(&[196], 1, 96), DType::F16).unwrap();
 }
 
+/// Extents of self-attention.
+fn square(tokens: usize, heads: usize, dim: usize, seqs: usize, max: usize) -> Dims {
+    Dims { queries: tokens, keys: tokens, heads, dim, seqs, max_q: max, max_k: max }
+}
+
 /// Shared memory with which everything but the shortest sequences goes to the long tensor-core kernels.
 fn little(dim: usize) -> usize {
-    long_shared(Pass::Backward, Dims { tokens: 0, heads: 1, dim, seqs: 1, max_seqlen: 0 })
+    let shared = |pass| long_shared(pass, square(0, 1, dim, 1, 0));
+    shared(Pass::Forward).max(shared(Pass::Backward))
+}
+
+/// [`super::forward`] on one tensor.
+fn forward(qkv: &Tensor, cu_seqlens: &Tensor, max_seqlen: usize, scale: f32) -> Result<(Tensor, Tensor)> {
+    let packing = Packing { cu_seqlens, max_seqlen };
+    super::forward(Operands::Joint(qkv), packing, packing, scale)
+}
+
+/// [`super::backward`] on one tensor.
+fn backward(
+    d_o: &Tensor,
+    qkv: &Tensor,
+    o: &Tensor,
+    lse: &Tensor,
+    cu_seqlens: &Tensor,
+    max_seqlen: usize,
+    scale: f32,
+) -> Result<Tensor> {
+    let packing = Packing { cu_seqlens, max_seqlen };
+    Ok(super::backward(d_o, Operands::Joint(qkv), o, lse, packing, packing, scale)?.swap_remove(0))
 }
 
 #[test]
 fn long_tensor_cores_match_the_oracle() {
     // Every width, with and without padding; odd and prime lengths, at the edges of 16-row tiles, of a warp's rows, of the
     // 64 rows of a stage and of blocks; empty sequences and single tokens beside long ones.
-    let shapes: [(&[usize], usize, usize, DType); 9] = [
+    let shapes: [(&[usize], usize, usize, DType); 12] = [
         (&[139], 1, 32, DType::F16),
         (&[1, 150, 0, 16, 64], 2, 16, DType::BF16),
         (&[257], 1, 64, DType::BF16),
@@ -56,10 +86,13 @@ fn long_tensor_cores_match_the_oracle() {
         (&[0, 131, 33], 1, 96, DType::BF16),
         (&[191], 1, 88, DType::F16),
         (&[63, 0, 149, 1, 17], 1, 128, DType::BF16),
+        (&[131], 1, 256, DType::BF16),
+        (&[1, 0, 67], 2, 256, DType::F16),
+        (&[33], 1, 200, DType::BF16),
     ];
     for (lengths, heads, dim, dtype) in shapes {
         let (tokens, longest) = (lengths.iter().sum(), *lengths.iter().max().unwrap());
-        let dims = Dims { tokens, heads, dim, seqs: lengths.len(), max_seqlen: longest };
+        let dims = square(tokens, heads, dim, lengths.len(), longest);
         for pass in [Pass::Forward, Pass::Backward] {
             assert_eq!(family(pass, dtype, 0.1, dims, little(dim)), Family::Long, "{lengths:?} x {dim}");
         }
@@ -79,6 +112,7 @@ fn matches_the_oracle_on_long_rows() {
     check_dtype(&case(&[130], 1, 128), DType::BF16).unwrap();
     check_dtype(&case(&[50], 1, 128), DType::F16).unwrap();
     check_dtype(&case(&[50], 1, 65), DType::F32).unwrap();
+    check_dtype(&case(&[35], 1, 131), DType::BF16).unwrap();
 }
 
 #[test]
@@ -340,9 +374,9 @@ fn wrong_arguments_are_named() {
         assert!(matches!(error, Error::Argument { .. }));
         assert_eq!(error.to_string(), format!("attention: `{expected}"));
     };
-    let extents = "[tokens, 3, heads, head_dim] with head_dim 1 to 128";
+    let extents = "[tokens, 3, heads, head_dim] with head_dim 1 to 256";
     says(&tensor(&[5, 2, 2, 8]), &bounds(&[0, 5]), 5, &format!("qkv` has shape [5, 2, 2, 8], expected {extents}"));
-    says(&tensor(&[5, 3, 2, 129]), &bounds(&[0, 5]), 5, &format!("qkv` has shape [5, 3, 2, 129], expected {extents}"));
+    says(&tensor(&[5, 3, 2, 257]), &bounds(&[0, 5]), 5, &format!("qkv` has shape [5, 3, 2, 257], expected {extents}"));
     says(&tensor(&[5, 3, 16]), &bounds(&[0, 5]), 5, "qkv` has shape [5, 3, 16], expected 4 axes");
     says(&qkv, &tensor(&[2]), 5, "cu_seqlens` has dtype f32, expected i32");
     says(&qkv, &bounds(&[]), 5, "cu_seqlens` has shape [0], expected [sequences + 1]");
@@ -378,5 +412,6 @@ fn cases_name_equal_and_packed_lengths() {
     assert_eq!(packed.id, "(1x5+1x0+2x17)x2x8");
     assert!(matches!(&packed.inputs[1].fill, Fill::I32(v) if *v == [0, 5, 5, 22, 39]));
     assert_eq!(packed.flops, 4 * (25 + 2 * 289) * 2 * 8);
-    assert_eq!(super::cases().last().unwrap().id, "(128x257+512x50)x6x64");
+    let ids: Vec<String> = super::cases().into_iter().map(|case| case.id).collect();
+    assert_eq!(ids[ids.len() - 3..], ["(128x257+512x50)x6x64", "1x1x4096/28736x256", "256x12x1/196x64"]);
 }
