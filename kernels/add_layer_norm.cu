@@ -1,5 +1,5 @@
 // Residual sum and its LayerNorm in one pass: sum = x + r, y = LN(sum). Reference and gradient: src/ops/add_layer_norm.
-// narrow-ok: add_layer_norm_* a lane per column: rows of any length, no element is packed with others
+// narrow-ok: add_layer_norm_[fb]wd_[bf]* long rows, or those that no vector divides: a lane per column
 #include "layer_norm.cuh"
 
 struct AddLayerNormFwd {

@@ -2,6 +2,8 @@
 // (arXiv 2205.14135, algorithm 1). Self-attention is the case where q, k and v are views of one tensor. Queries of a
 // sequence without keys get zero. Reference and gradient: src/ops/attention.
 // no-mma-ok: attention_fwd_32x32_* f32 arithmetic, for what the tensor-core kernels do not take
+// no-mma-ok: attention_fwd_16x16_* f32 arithmetic, for what the tensor-core kernels do not take
+// no-mma-ok: attention_fwd_combine_* a weighted sum of parts, bound by bytes
 #include "attention_long.cuh"
 
 template <int B, int DIM>

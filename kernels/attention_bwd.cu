@@ -4,6 +4,8 @@
 // no-mma-ok: attention_bwd_delta_* one dot product per row, bound by bytes
 // no-mma-ok: attention_bwd_kv_??x??_* f32 arithmetic, for what the tensor-core kernels do not take
 // no-mma-ok: attention_bwd_q_??x??_* f32 arithmetic, for what the tensor-core kernels do not take
+// no-mma-ok: attention_bwd_*_8x8_* f32 arithmetic, for what the tensor-core kernels do not take
+// no-mma-ok: attention_bwd_sum_* a sum of parts, bound by bytes
 #include "attention_bwd_pairs.cuh"
 
 // Block x: a query per warp; block y: head.

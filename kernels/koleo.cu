@@ -20,10 +20,24 @@ __device__ void koleo_normalise(const KoleoNormalise& a) {
     const unsigned row = warp_row();
     if (row >= a.rows) return;  // whole warps leave; no block barrier follows
     const T* x = in<T>(a.x) + size_t(row) * a.cols;
+    float* y = a.y + size_t(row) * a.cols;
     float square = 0.f;
-    for (unsigned c = lane_id(); c < a.cols; c += WARP) square += to_f32(x[c]) * to_f32(x[c]);
+    for_each_in_row<T>(a.cols, [&](size_t c, auto width) {
+        constexpr int N = decltype(width)::value;
+        const Vec<T, N> v = load_vec<T, N>(x + c);
+        UNROLL
+        for (int j = 0; j < N; ++j) square += to_f32(v[j]) * to_f32(v[j]);
+    });
     const float norm = sqrtf(warp_sum(square)), inverse = koleo_inverse(norm);
-    for (unsigned c = lane_id(); c < a.cols; c += WARP) a.y[size_t(row) * a.cols + c] = to_f32(x[c]) * inverse;
+    // Four f32 to a store; the row of T is in the cache by now.
+    for_each_in_row<float>(a.cols, [&](size_t c, auto width) {
+        constexpr int N = decltype(width)::value;
+        const Vec<T, N> v = load_vec<T, N>(x + c);
+        Vec<float, N> scaled;
+        UNROLL
+        for (int j = 0; j < N; ++j) scaled[j] = to_f32(v[j]) * inverse;
+        store_vec(y + c, scaled);
+    });
     if (a.stats && lane_id() == 0) a.stats[2 * size_t(row)] = norm;
 }
 KERNEL_PER_DTYPE(koleo_normalise, KoleoNormalise)
@@ -51,6 +65,12 @@ __device__ __forceinline__ void take_nearer(float& score, int& index, float othe
     }
 }
 
+// Calls `body(c, Width<N>)` over `cols` columns with the threads of a block: always the same columns for a thread.
+template <class T, class Body>
+__device__ __forceinline__ void for_each_of_block(unsigned cols, Body body) {
+    for_each_pack<T>(cols, threadIdx.x, blockDim.x, cols % (16 / sizeof(T)) == 0, body);
+}
+
 // One block of 4 warps per row.
 __device__ void koleo_nearest_f32_body(const KoleoNearest& a) {
     SMEM(Nearest, found);
@@ -58,13 +78,18 @@ __device__ void koleo_nearest_f32_body(const KoleoNearest& a) {
     const float* scores = a.scores + size_t(blockIdx.x) * a.group;
     float best = -INFINITY;
     int index = 0x7fffffff;
-    for (int j = int(threadIdx.x); j < int(a.group); j += int(blockDim.x)) {
-        const float score = j == own ? -1.f : scores[j];
-        if (score > best) {
-            best = score;
-            index = j;
+    for_each_of_block<float>(a.group, [&](size_t i, auto width) {
+        constexpr int N = decltype(width)::value;
+        const Vec<float, N> v = load_vec<float, N>(scores + i);
+        UNROLL
+        for (int j = 0; j < N; ++j) {
+            const float score = int(i) + j == own ? -1.f : v[j];
+            if (score > best) {
+                best = score;
+                index = int(i) + j;
+            }
         }
-    }
+    });
     UNROLL
     for (int step = WARP / 2; step > 0; step /= 2) {
         const float score = __shfl_xor_sync(FULL_MASK, best, step);
@@ -82,10 +107,15 @@ __device__ void koleo_nearest_f32_body(const KoleoNearest& a) {
     const float* x = a.all + size_t(own) * a.cols;
     const float* y = a.all + size_t(index) * a.cols;
     float square = 0.f;
-    for (unsigned c = threadIdx.x; c < a.cols; c += blockDim.x) {
-        const float d = x[c] - y[c] + KOLEO_EPS;
-        square += d * d;
-    }
+    for_each_of_block<float>(a.cols, [&](size_t c, auto width) {
+        constexpr int N = decltype(width)::value;
+        const Vec<float, N> u = load_vec<float, N>(x + c), v = load_vec<float, N>(y + c);
+        UNROLL
+        for (int j = 0; j < N; ++j) {
+            const float d = u[j] - v[j] + KOLEO_EPS;
+            square += d * d;
+        }
+    });
     square = block_sum<4>(square);
     if (threadIdx.x == 0) {
         a.stats[2 * size_t(blockIdx.x) + 1] = sqrtf(square);
@@ -132,8 +162,12 @@ __device__ __forceinline__ void koleo_send(const KoleoBwd& a, float* g, unsigned
     const T* x = in<T>(a.x) + size_t(from) * a.cols;
     const T* y = in<T>(a.x) + size_t(to) * a.cols;
     const float x_inverse = koleo_inverse(a.stats[2 * size_t(from)]), y_inverse = koleo_inverse(a.stats[2 * size_t(to)]);
-    for (unsigned c = threadIdx.x; c < a.cols; c += blockDim.x)
-        g[c] += factor * (to_f32(x[c]) * x_inverse - to_f32(y[c]) * y_inverse + KOLEO_EPS);
+    for_each_of_block<T>(a.cols, [&](size_t c, auto width) {
+        constexpr int N = decltype(width)::value;
+        const Vec<T, N> u = load_vec<T, N>(x + c), v = load_vec<T, N>(y + c);
+        UNROLL
+        for (int j = 0; j < N; ++j) g[c + j] += factor * (to_f32(u[j]) * x_inverse - to_f32(v[j]) * y_inverse + KOLEO_EPS);
+    });
 }
 
 // One block of 4 warps per row. A thread alone touches its columns of g.
@@ -143,7 +177,10 @@ __device__ void koleo_bwd(const KoleoBwd& a) {
     SMEM(Followers, followers);
     float* g = reinterpret_cast<float*>(dynamic);  // [cols]
     const unsigned row = blockIdx.x, first = row / a.group * a.group;
-    for (unsigned c = threadIdx.x; c < a.cols; c += blockDim.x) g[c] = 0.f;
+    for_each_of_block<T>(a.cols, [&](size_t c, auto width) {
+        UNROLL
+        for (int j = 0; j < decltype(width)::value; ++j) g[c + j] = 0.f;
+    });
     koleo_send<T>(a, g, row, unsigned(a.neighbours[row]), 1.f);
     for (unsigned start = 0; start < a.group; start += blockDim.x) {
         const unsigned j = start + threadIdx.x;
@@ -158,10 +195,22 @@ __device__ void koleo_bwd(const KoleoBwd& a) {
     const T* x = in<T>(a.x) + size_t(row) * a.cols;
     const float norm = a.stats[2 * size_t(row)], inverse = koleo_inverse(norm);
     float dot = 0.f;
-    for (unsigned c = threadIdx.x; c < a.cols; c += blockDim.x) dot += g[c] * (to_f32(x[c]) * inverse);
+    for_each_of_block<T>(a.cols, [&](size_t c, auto width) {
+        constexpr int N = decltype(width)::value;
+        const Vec<T, N> v = load_vec<T, N>(x + c);
+        UNROLL
+        for (int j = 0; j < N; ++j) dot += g[c + j] * (to_f32(v[j]) * inverse);
+    });
     dot = block_sum<4>(dot);
     if (norm < KOLEO_EPS) dot = 0.f;
-    for (unsigned c = threadIdx.x; c < a.cols; c += blockDim.x)
-        out<T>(a.dx)[size_t(row) * a.cols + c] = from_f32<T>((g[c] - to_f32(x[c]) * inverse * dot) * inverse);
+    T* dx = out<T>(a.dx) + size_t(row) * a.cols;
+    for_each_of_block<T>(a.cols, [&](size_t c, auto width) {
+        constexpr int N = decltype(width)::value;
+        const Vec<T, N> v = load_vec<T, N>(x + c);
+        Vec<T, N> y;
+        UNROLL
+        for (int j = 0; j < N; ++j) y[j] = from_f32<T>((g[c + j] - to_f32(v[j]) * inverse * dot) * inverse);
+        store_vec(dx + c, y);
+    });
 }
 KERNEL_PER_DTYPE_BOUNDS(koleo_bwd, KoleoBwd, 128)

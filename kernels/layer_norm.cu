@@ -1,5 +1,6 @@
 // LayerNorm over the last axis: y = (x - mean) * rstd * w + b. Reference and gradient: src/ops/layer_norm.
-// narrow-ok: layer_norm_* a lane per column: rows of any length, no element is packed with others
+// narrow-ok: layer_norm_[fb]wd_[bf]* long rows, or those that no vector divides: a lane per column
+// narrow-ok: layer_norm_bwd_reduce_f32 a lane per column of a few partial sums
 #include "layer_norm.cuh"
 
 struct LayerNormFwd {

@@ -1,5 +1,6 @@
 // Residual connection through LayerScale and stochastic depth: y[t] = x[t] + s[q(r)] * gamma * branch[r] where the
 // branch has a row r for token t, y[t] = x[t] elsewhere. Reference and gradient: src/ops/layer_scale.
+// narrow-ok: layer_scale_bwd_reduce_f32 a lane per column of a few partial sums
 #include "rows.cuh"
 
 struct LayerScaleFwd {

@@ -1,5 +1,6 @@
 // Cross-entropy between student logits and teacher probabilities that exist only as logits and factors. Equations,
 // gradient and reference: src/ops/prototype_cross_entropy.
+// narrow-ok: prototype_cross_entropy_loss_f32 a few numbers per row
 #include "multi_tensor.cuh"
 #include "prototypes.cuh"
 

@@ -1,6 +1,7 @@
 // Sigmoid loss over all pairs of two sets of embeddings, panel by panel: S = x · yᵀ by tiles of 128 x 128 pairs, on tensor
 // cores for 16-bit types; what a tile adds up stays on the chip but for six numbers, and dL/dS goes to a buffer of the
 // panel's size, from which two products make the gradients. Reference and gradient: src/ops/sigmoid_pair_loss.
+// no-mma-ok: sigmoid_pair_loss_bwd_* scales the gradients that the forward left, bound by bytes
 #include "sigmoid_pair_loss.cuh"
 
 // ---- 16-bit types ---------------------------------------------------------------------------------------------------------

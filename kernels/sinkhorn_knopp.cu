@@ -4,6 +4,10 @@
 // Place for a variant of sm_90a: a cluster of 8 blocks holds a row of 131072 16-bit logits (32 KB each) and its column
 // sums (64 KB each) in shared memory, exchanges the row's sum through distributed shared memory, and adds the row's
 // masses before it lets go of it: step() with one read, no groups of rows, and no second launch.
+// narrow-ok: sinkhorn_knopp_m* vectors of rows or prototypes, not the matrix
+// narrow-ok: sinkhorn_knopp_prototypes_f32 as above
+// narrow-ok: sinkhorn_knopp_rows_f32 as above
+// narrow-ok: sinkhorn_knopp_start_f32 as above
 #include "prototypes.cuh"
 
 struct SinkhornKnoppFirst {

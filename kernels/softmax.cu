@@ -1,4 +1,6 @@
 // Softmax over the last axis: y = exp(x - max) / sum. Reference and gradient: src/ops/softmax.
+// narrow-ok: softmax_[fb]wd_[bf]* long rows: a lane per column
+// narrow-ok: softmax_[fb]wd_s* rows that 16 bytes do not divide: a lane per column
 #include "ptx.cuh"
 #include "rows.cuh"
 

@@ -1,6 +1,7 @@
 // Centred softmax of teacher logits by factors, as of sinkhorn_knopp: softmax((z - c) / T) = exp(z / T + a + l) with
 // a = -c / T. The mean of the logits, which moves the centre later, comes from the same read. Reference:
 // src/ops/softmax_centering.
+// narrow-ok: softmax_centering_rows_f32 a few numbers per row
 #include "prototypes.cuh"
 
 struct SoftmaxCenteringFwd {

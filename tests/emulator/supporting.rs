@@ -39,9 +39,9 @@ pub(super) const PINNED: &[(&str, Counts)] = &[
     ("add_layer_norm_fwd_x4_bf16", [[6176, 6176], [0, 0]]),
     ("gelu_bwd_tanh_bf16", [[144, 144], [0, 0]]),
     ("gelu_fwd_tanh_bf16", [[96, 96], [0, 0]]),
-    ("koleo_bwd_bf16", [[835, 830], [490, 490]]),
+    ("koleo_bwd_bf16", [[835, 830], [1960, 840]]), // eight columns of a thread side by side in shared memory
     ("koleo_mean_f32", [[4, 3], [32, 32]]),
-    ("koleo_nearest_f32", [[274, 270], [480, 480]]),
+    ("koleo_nearest_f32", [[276, 270], [480, 480]]),
     ("koleo_normalise_bf16", [[250, 250], [0, 0]]),
     ("layer_norm_bwd_bf16", [[760, 610], [0, 0]]),
     ("layer_norm_bwd_reduce_f32", [[768, 768], [192, 192]]),
