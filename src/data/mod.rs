@@ -21,9 +21,12 @@ pub mod random_erase;
 pub mod resize;
 pub mod rng;
 pub mod synth;
+pub mod text;
+pub mod tf_resize;
 pub mod transforms;
 
 pub use folder::{Folder, Source};
 pub use image::{Image, Rect};
 pub use loader::{Batch, Loader, Position};
 pub use rng::{Purpose, Stream};
+pub use text::Tokenizer;
