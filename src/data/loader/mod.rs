@@ -108,6 +108,8 @@ pub struct Batch<T> {
     pub images: Vec<T>,
     /// Class of each sample, -1 where there is none: `[B]`.
     pub labels: Vec<i32>,
+    /// A caption of each sample, `[B]`: one at random when shuffled, else the first; empty in a data set without captions.
+    pub captions: Vec<String>,
     /// Number of each sample in the data set: `[B]`.
     pub indices: Vec<u32>,
     /// Epoch, from 0.
@@ -171,7 +173,14 @@ struct Begun<T> {
 }
 
 /// A transformed sample; `None` if it was left out.
-type Sample<T> = Option<(u32, i32, Vec<T>)>;
+type Sample<T> = Option<Made<T>>;
+
+struct Made<T> {
+    index: u32,
+    label: i32,
+    values: Vec<T>,
+    caption: Option<String>,
+}
 
 /// One sample to be made.
 struct Ticket {
@@ -352,7 +361,7 @@ impl<T> Shared<T> {
     fn order(&self, epoch: u64) -> Arc<Vec<u32>> {
         let mut order: Vec<u32> = (0..self.source.len() as u32).collect();
         if self.options.shuffle {
-            Stream::new(self.options.seed, Purpose::SHUFFLE, epoch, 0).shuffle(&mut order);
+            self.source.shuffle(&mut Stream::new(self.options.seed, Purpose::SHUFFLE, epoch, 0), &mut order);
         }
         Arc::new(order)
     }
@@ -423,8 +432,8 @@ impl<T: Copy> Shared<T> {
         let mut first_error = None;
         for offset in 0..samples.min(MAX_SUBSTITUTES) {
             let index = ticket.order[(ticket.slot + offset) % samples];
-            let error = match self.make(index as usize, own, ticket.epoch) {
-                Ok(values) => return Ok(Some((index, self.source.label(index as usize), values))),
+            let error = match self.make(index, own, ticket.epoch) {
+                Ok(made) => return Ok(Some(made)),
                 Err(error) => error,
             };
             self.note(index as usize, &error);
@@ -442,11 +451,19 @@ impl<T: Copy> Shared<T> {
         })
     }
 
-    fn make(&self, index: usize, stream: u32, epoch: u64) -> Result<Vec<T>> {
+    fn make(&self, number: u32, stream: u32, epoch: u64) -> Result<Made<T>> {
+        let index = number as usize;
+        let stream = |purpose| Stream::new(self.options.seed, purpose, epoch, u64::from(stream));
         let made = catch_unwind(AssertUnwindSafe(|| {
+            let captions = self.source.captions(index)?;
             let image = self.source.load(index)?;
-            let mut rng = Stream::new(self.options.seed, Purpose::AUGMENT, epoch, u64::from(stream));
-            (self.transform)(&image, &mut rng)
+            let values = (self.transform)(&image, &mut stream(Purpose::AUGMENT))?;
+            let caption = if self.options.shuffle {
+                stream(Purpose::CAPTION).pick(&captions).cloned()
+            } else {
+                captions.into_iter().next()
+            };
+            Ok(Made { index: number, label: self.source.label(index), values, caption })
         }));
         made.unwrap_or_else(|_| {
             Err(Error::Image { path: self.source.name(index), cause: "the transform panicked on it".to_owned() })
@@ -467,22 +484,24 @@ fn begun<T>(state: &mut State<T>, batch: u64) -> Option<&mut Begun<T>> {
 
 fn assemble<T: Copy>(at: Position, samples: Vec<Option<Result<Sample<T>>>>) -> Result<Batch<T>> {
     let samples = samples.into_iter().flatten().filter_map(Result::transpose).collect::<Result<Vec<_>>>()?;
-    let values = samples.first().map_or(0, |(_, _, values)| values.len());
+    let values = samples.first().map_or(0, |made| made.values.len());
     let mut batch = Batch {
         images: Vec::with_capacity(values * samples.len()),
         labels: Vec::with_capacity(samples.len()),
+        captions: Vec::new(),
         indices: Vec::with_capacity(samples.len()),
         epoch: at.epoch,
         step_in_epoch: at.step,
     };
-    for (index, label, sample) in samples {
-        if sample.len() != values {
+    for made in samples {
+        if made.values.len() != values {
             let expected = format!("{values}, as the first sample of the batch");
-            return Err(Error::argument("loader", "transform", "length", sample.len().to_string(), expected));
+            return Err(Error::argument("loader", "transform", "length", made.values.len().to_string(), expected));
         }
-        batch.images.extend_from_slice(&sample);
-        batch.labels.push(label);
-        batch.indices.push(index);
+        batch.images.extend_from_slice(&made.values);
+        batch.labels.push(made.label);
+        batch.captions.extend(made.caption);
+        batch.indices.push(made.index);
     }
     Ok(batch)
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use canonical::canonicalize;
 pub use spm::SentencePiece;
-pub use train::{Algorithm, Training, train};
+pub use train::{Training, train};
 
 use crate::{Error, Result};
 

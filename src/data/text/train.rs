@@ -1,46 +1,37 @@
 //! Tokenizers from captions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::models::unigram::{Unigram, UnigramTrainer};
+use tokenizers::normalizers::replace::{Replace, ReplacePattern};
+use tokenizers::normalizers::{Sequence, Strip};
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
-use tokenizers::{AddedToken, ModelWrapper, PreTokenizerWrapper, Trainer};
+use tokenizers::{AddedToken, PreTokenizerWrapper, Trainer};
 
 use super::{Settings, canonical};
 use crate::{Error, Result};
 
-/// How a vocabulary is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Algorithm {
-    /// Merges of the most frequent pairs; what is not in the vocabulary becomes its bytes.
-    Bpe,
-    /// Best sum of scores; what is not in the vocabulary becomes the unknown id.
-    Unigram,
-}
-
 /// What to train.
 #[derive(Clone, Copy, Debug)]
 pub struct Training {
-    /// How.
-    pub algorithm: Algorithm,
     /// Ids at most; fewer if the captions do not have as many pieces.
     pub vocab: usize,
-    /// Pairs that occur less often are not merged (BPE).
+    /// Pairs that occur less often are not merged.
     pub min_count: u64,
 }
 
 /// The first ids: padding, end of text, unknown.
 const RESERVED: [&str; 3] = ["<pad>", "</s>", "<unk>"];
 
-/// Longer words carry no pieces worth having, and the search over their substrings is quadratic.
+/// Longer words carry no pieces worth having.
 const LONGEST_WORD: usize = 128;
 
-/// Trains a tokenizer on captions and writes it as `tokenizer.json`; the number of its ids comes back.
+/// Trains byte-pair encoding with byte fallback on captions and writes it as `tokenizer.json`; the number of its ids comes back.
 ///
-/// Captions go through `settings` as they will in use. Ids 0, 1 and 2 are `<pad>`, `</s>` and `<unk>`; with BPE the 256 bytes
-/// follow. The same captions in any order give the same file, whatever the number of threads.
+/// Captions go through `settings` as they will in use, words are what white space leaves. Ids 0, 1 and 2 are `<pad>`, `</s>` and
+/// `<unk>`; the 256 bytes follow, then characters and merges, the most frequent pair first. The same captions in any order give
+/// the same file, whatever the number of threads.
 ///
 /// # Errors
 /// No words, or a vocabulary too small for the reserved ids and the captions' characters.
@@ -52,8 +43,8 @@ pub fn train<S: AsRef<str>>(
 ) -> Result<usize> {
     let out = out.as_ref();
     let words = count(captions, settings);
-    let characters: std::collections::BTreeSet<char> = words.keys().flat_map(|word| word.chars()).collect();
-    let reserved = reserved(training.algorithm);
+    let characters: BTreeSet<char> = words.keys().flat_map(|word| word.chars()).collect();
+    let reserved = reserved();
     let least = reserved.len() + characters.len() + 1;
     if words.is_empty() {
         return Err(Error::value("tokenizer train", "captions", "no words", "captions with at least one word"));
@@ -67,11 +58,11 @@ pub fn train<S: AsRef<str>>(
         return Err(Error::config("vocab", training.vocab, expected));
     }
     let fault = |e: tokenizers::Error| Error::tokenizer(out, e.to_string());
-    let model = match training.algorithm {
-        Algorithm::Bpe => bpe(words, reserved, training).map_err(fault)?,
-        Algorithm::Unigram => unigram(words, reserved, training).map_err(fault)?,
-    };
+    let model = merges(&words, reserved, training).map_err(fault)?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
+    let blanks = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ").map_err(fault)?;
+    let normalizer = Sequence::new(vec![blanks.into(), Strip::new(true, true).into()]);
+    tokenizer.with_normalizer(Some(normalizer)).map_err(fault)?;
     tokenizer.with_pre_tokenizer(Some(PreTokenizerWrapper::Metaspace(metaspace())));
     tokenizer.with_decoder(Some(tokenizers::DecoderWrapper::Metaspace(metaspace())));
     let json = tokenizer.to_string(true).map_err(fault)?;
@@ -97,24 +88,16 @@ fn count<S: AsRef<str>>(captions: impl IntoIterator<Item = S>, settings: &Settin
     words
 }
 
-fn reserved(algorithm: Algorithm) -> Vec<String> {
+fn reserved() -> Vec<String> {
     let bytes = (0..=255u8).map(|byte| format!("<0x{byte:02X}>"));
-    let names = RESERVED.iter().map(|name| (*name).to_owned());
-    match algorithm {
-        Algorithm::Bpe => names.chain(bytes).collect(),
-        Algorithm::Unigram => names.collect(),
-    }
+    RESERVED.iter().map(|name| (*name).to_owned()).chain(bytes).collect()
 }
 
-fn special(names: Vec<String>) -> Vec<AddedToken> {
-    names.into_iter().map(|name| AddedToken::from(name, true)).collect()
-}
-
-fn bpe(words: BTreeMap<String, u32>, names: Vec<String>, training: &Training) -> tokenizers::Result<ModelWrapper> {
+fn merges(words: &BTreeMap<String, u32>, names: Vec<String>, training: &Training) -> tokenizers::Result<BPE> {
     let mut trainer = BpeTrainer::builder()
         .vocab_size(training.vocab)
         .min_frequency(training.min_count)
-        .special_tokens(special(names))
+        .special_tokens(names.into_iter().map(|name| AddedToken::from(name, true)).collect())
         .show_progress(false)
         .build();
     // The trainer counts by itself, so a word comes as often as it occurs.
@@ -122,19 +105,5 @@ fn bpe(words: BTreeMap<String, u32>, names: Vec<String>, training: &Training) ->
     trainer.feed(repeated, |word| Ok(vec![word.to_owned()]))?;
     let mut model = BPE::builder().unk_token(RESERVED[2].into()).byte_fallback(true).fuse_unk(true).build()?;
     trainer.train(&mut model)?;
-    Ok(model.into())
-}
-
-fn unigram(words: BTreeMap<String, u32>, names: Vec<String>, training: &Training) -> tokenizers::Result<ModelWrapper> {
-    let trainer = UnigramTrainer::builder()
-        .vocab_size(training.vocab as u32)
-        .special_tokens(special(names))
-        .unk_token(Some(RESERVED[2].into()))
-        .show_progress(false)
-        .build()?;
-    let mut model = Unigram::default();
-    // Its sums depend on how sentences are spread over threads: on one thread they have one order.
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
-    pool.install(|| trainer.do_train(words.into_iter().collect(), &mut model))?;
-    Ok(model.into())
+    Ok(model)
 }
