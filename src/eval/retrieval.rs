@@ -115,6 +115,8 @@ mod tests {
         let same = rows(&[[1.0, 0.0]; 3]);
         let found = retrieval(&same, &same, &[0, 1, 2], &[1, 2, 3]).unwrap();
         assert_eq!(found.image_to_text, [1.0 / 3.0, 2.0 / 3.0, 1.0]);
+        let found = retrieval(&rows(&[[1.0, 0.0]; 2]), &same, &[1, 0, 0], &[1, 2, 3]).unwrap();
+        assert_eq!(found.image_to_text, [0.5, 1.0, 1.0]);
     }
 
     #[test]

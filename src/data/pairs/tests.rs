@@ -107,9 +107,13 @@ fn a_shard_cut_anywhere_loses_the_torn_pair_only() {
             assert!(matches!(error, Error::Dataset { .. }), "{error}");
         }
     }
-    fs::write(&path, &whole[..pair + 600]).unwrap();
-    assert_eq!(open(&path).skipped().count, 1);
-    assert!(open(&path).skipped().named[0].1.contains("cut inside this member"));
+    // In the middle and at the last byte of an image, at the last byte of a caption.
+    for cut in [pair + 600, pair + 512 + image.len() - 1, pair + member + 512 + 2] {
+        fs::write(&path, &whole[..cut]).unwrap();
+        let pairs = open(&path);
+        assert_eq!((pairs.len(), pairs.skipped().count), (1, 1));
+        assert!(pairs.skipped().named[0].1.contains("cut inside this member"), "{:?}", pairs.skipped());
+    }
     fs::write(&path, b"This is no archive.").unwrap();
     assert!(Pairs::open(&path, &Options::default()).unwrap_err().to_string().contains("no image with a caption"));
 }
