@@ -8,12 +8,17 @@
 //!
 //! A sample that cannot be read is counted and named ([`Loader::failures`]) and then treated as [`Unreadable`] says.
 
+mod batch;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+pub use batch::Batch;
+use batch::{Made, Sample, assemble};
 
 use super::folder::Source;
 use super::image::Image;
@@ -101,23 +106,6 @@ impl Options {
     }
 }
 
-/// Samples side by side.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Batch<T> {
-    /// What the transform made of each sample, one after the other: `[B, C, H, W]` for images in planes.
-    pub images: Vec<T>,
-    /// Class of each sample, -1 where there is none: `[B]`.
-    pub labels: Vec<i32>,
-    /// A caption of each sample, `[B]`: one at random when shuffled, else the first; empty in a data set without captions.
-    pub captions: Vec<String>,
-    /// Number of each sample in the data set: `[B]`.
-    pub indices: Vec<u32>,
-    /// Epoch, from 0.
-    pub epoch: u64,
-    /// Batch inside the epoch, from 0.
-    pub step_in_epoch: u64,
-}
-
 /// What the consumer spent waiting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -170,16 +158,6 @@ struct Begun<T> {
     samples: Vec<Option<Result<Sample<T>>>>,
     missing: usize,
     complete: Option<Result<Batch<T>>>,
-}
-
-/// A transformed sample; `None` if it was left out.
-type Sample<T> = Option<Made<T>>;
-
-struct Made<T> {
-    index: u32,
-    label: i32,
-    values: Vec<T>,
-    caption: Option<String>,
 }
 
 /// One sample to be made.
@@ -480,30 +458,6 @@ impl<T: Copy> Shared<T> {
 fn begun<T>(state: &mut State<T>, batch: u64) -> Option<&mut Begun<T>> {
     let at = batch.checked_sub(state.handed_out)?;
     state.begun.get_mut(at as usize)
-}
-
-fn assemble<T: Copy>(at: Position, samples: Vec<Option<Result<Sample<T>>>>) -> Result<Batch<T>> {
-    let samples = samples.into_iter().flatten().filter_map(Result::transpose).collect::<Result<Vec<_>>>()?;
-    let values = samples.first().map_or(0, |made| made.values.len());
-    let mut batch = Batch {
-        images: Vec::with_capacity(values * samples.len()),
-        labels: Vec::with_capacity(samples.len()),
-        captions: Vec::new(),
-        indices: Vec::with_capacity(samples.len()),
-        epoch: at.epoch,
-        step_in_epoch: at.step,
-    };
-    for made in samples {
-        if made.values.len() != values {
-            let expected = format!("{values}, as the first sample of the batch");
-            return Err(Error::argument("loader", "transform", "length", made.values.len().to_string(), expected));
-        }
-        batch.images.extend_from_slice(&made.values);
-        batch.labels.push(made.label);
-        batch.captions.extend(made.caption);
-        batch.indices.push(made.index);
-    }
-    Ok(batch)
 }
 
 #[cfg(test)]
