@@ -119,6 +119,14 @@ pub enum Error {
         /// What is wrong: truncated, unknown layout, missing tensors, wrong shapes.
         cause: String,
     },
+    /// A tokenizer cannot be read, or does not fit what it is used for.
+    #[error("tokenizer {}: {cause}", path.display())]
+    Tokenizer {
+        /// File.
+        path: PathBuf,
+        /// What is wrong and what was expected.
+        cause: String,
+    },
     /// A configuration value is not usable.
     #[error("config: `{key}` is {given}, expected {expected}")]
     Config {
@@ -177,6 +185,11 @@ impl Error {
     /// A checkpoint that cannot be used.
     pub fn checkpoint(path: impl Into<PathBuf>, cause: impl Into<String>) -> Self {
         Self::Checkpoint { path: path.into(), cause: cause.into() }
+    }
+
+    /// A tokenizer that cannot be used.
+    pub fn tokenizer(path: impl Into<PathBuf>, cause: impl Into<String>) -> Self {
+        Self::Tokenizer { path: path.into(), cause: cause.into() }
     }
 
     /// A configuration value that is not usable.

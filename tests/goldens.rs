@@ -20,6 +20,8 @@ mod model;
 mod reader;
 #[path = "golden/siglip.rs"]
 mod siglip;
+#[path = "golden/siglip_text.rs"]
+mod siglip_text;
 #[path = "golden/tables.rs"]
 mod tables;
 
@@ -58,10 +60,17 @@ const KINDS: &[(&str, Runner)] = &[
     ("mae/pretrain_forward", model::pretrain_forward),
     ("mae/pretrain_trajectory", model::pretrain_trajectory),
     ("mae/visualise", model::visualise),
+    ("siglip/canonicalize_text", siglip_text::canonical),
     ("siglip/dist_siglip", siglip::ranks),
+    ("siglip/posemb_resample", siglip_text::posemb_resample),
+    ("siglip/preprocess_pil", siglip_text::preprocess_pil),
+    ("siglip/preprocess_resize", siglip_text::preprocess_resize),
+    ("siglip/retrieval", siglip_text::recall),
     ("siglip/siglip_loss", siglip::loss),
     ("siglip/siglip_negatives", siglip::loss),
     ("siglip/siglip_rectangle", siglip::loss),
+    ("siglip/tokenizer", siglip_text::tokenizer),
+    ("siglip/zero_shot", siglip_text::classification),
 ];
 
 /// Recipes and kinds still to come: listed, not failed.

@@ -22,6 +22,7 @@ mod finetune;
 mod info;
 mod pretrain;
 mod synth;
+mod tokenizer;
 mod visualize;
 
 use std::io::IsTerminal;
@@ -71,6 +72,9 @@ enum Command {
     /// Make data
     #[command(subcommand)]
     Data(Data),
+    /// Make a tokenizer
+    #[command(subcommand)]
+    Tokenizer(Tokenizer),
     /// Time the operations at the recipes' shapes, beside what the device can do at most
     Bench(bench::Flags),
     /// Show devices, compiled kernels and what is missing
@@ -95,6 +99,12 @@ enum Eval {
 enum Visualize {
     /// Original | masked | reconstruction | pasted, for a folder of images
     Mae(visualize::Flags),
+}
+
+#[derive(Subcommand)]
+enum Tokenizer {
+    /// Find the pieces of captions (byte-pair encoding with byte fallback)
+    Train(tokenizer::Flags),
 }
 
 #[derive(Subcommand)]
@@ -190,6 +200,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Embed(flags) => eval::embed(flags, &cli.machine)?,
         Command::Visualize(Visualize::Mae(flags)) => visualize::mae(flags, &cli.machine)?,
         Command::Data(Data::Synth(flags)) => synth::synth(flags)?,
+        Command::Tokenizer(Tokenizer::Train(flags)) => tokenizer::run(flags)?,
         Command::Bench(flags) => bench::bench(flags, &cli.machine)?,
         Command::Info => info::info(),
     }

@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::decode;
 use super::image::Image;
+use super::rng::Stream;
 use crate::{Error, Result};
 
 /// What a loader reads from: samples by number.
@@ -32,6 +33,19 @@ pub trait Source: Send + Sync {
 
     /// The decoded image.
     fn load(&self, index: usize) -> Result<Arc<Image>>;
+
+    /// Captions of a sample; none in a data set without.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn captions(&self, _index: usize) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// Puts the samples of an epoch into random order.
+    fn shuffle(&self, rng: &mut Stream, order: &mut [u32]) {
+        rng.shuffle(order);
+    }
 }
 
 /// An image folder; see the module documentation.
@@ -189,7 +203,7 @@ fn is_image(path: &Path) -> bool {
 }
 
 /// All images in a folder and below, sorted by folder and then by name.
-fn images_below(root: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn images_below(root: &Path) -> Result<Vec<PathBuf>> {
     let mut seen = std::collections::HashSet::new();
     let mut open = vec![root.to_path_buf()];
     let mut folders = Vec::new();

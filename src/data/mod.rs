@@ -1,6 +1,6 @@
 //! Images from folders to batches, on host memory only.
 //!
-//! A data set ([`folder`]) is read by a [`loader`], which decodes ([`decode`]) and transforms ([`transforms`]) in
+//! A data set ([`folder`], or images with captions: [`pairs`]) is read by a [`loader`], which decodes ([`decode`]) and transforms ([`transforms`]) in
 //! parallel. All randomness comes from [`rng`] streams addressed by (seed, purpose, epoch, sample).
 
 pub mod affine;
@@ -16,14 +16,19 @@ pub mod label_map;
 pub mod loader;
 pub mod masks;
 pub mod mixup;
+pub mod pairs;
 pub mod rand_augment;
 pub mod random_erase;
 pub mod resize;
 pub mod rng;
 pub mod synth;
+pub mod text;
+pub mod tf_resize;
 pub mod transforms;
 
 pub use folder::{Folder, Source};
 pub use image::{Image, Rect};
 pub use loader::{Batch, Loader, Position};
+pub use pairs::Pairs;
 pub use rng::{Purpose, Stream};
+pub use text::Tokenizer;

@@ -35,14 +35,14 @@ pub enum Filter {
 }
 
 impl Filter {
-    fn support(self) -> f64 {
+    pub(super) fn support(self) -> f64 {
         match self {
             Self::Bilinear => 1.0,
             Self::Bicubic => 2.0,
         }
     }
 
-    fn weight(self, t: f64) -> f64 {
+    pub(super) fn weight(self, t: f64) -> f64 {
         const A: f64 = -0.5;
         let t = t.abs();
         match self {

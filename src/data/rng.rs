@@ -32,6 +32,8 @@ impl Purpose {
     pub const SYNTH: Self = Self(7);
     /// Anything a test draws.
     pub const TEST: Self = Self(8);
+    /// Which caption an image has; index = sample.
+    pub const CAPTION: Self = Self(16);
 }
 
 /// A random number stream; see the module documentation.

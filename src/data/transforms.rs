@@ -7,8 +7,9 @@ use super::augment::{CropParams, CropRange, Normalise, evaluation_crop};
 use super::image::Image;
 use super::rand_augment::RandAugment;
 use super::random_erase::{RandomErase, erase};
-use super::resize::Filter;
+use super::resize::{Filter, resize};
 use super::rng::Stream;
+use super::tf_resize;
 use crate::{Error, Result};
 
 /// Pre-training: random resized crop (bicubic) and mirror.
@@ -35,6 +36,32 @@ pub fn probe(size: [usize; 2], range: CropRange) -> Result<impl Fn(&Image, &mut 
 pub fn evaluate(size: [usize; 2]) -> Result<impl Fn(&Image, &mut Stream) -> Result<Vec<u8>> + Clone> {
     check_size("evaluate", size)?;
     Ok(move |image: &Image, _: &mut Stream| Ok(evaluation_crop(image, size)?.to_planes()))
+}
+
+/// How [`squash`] interpolates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// Pillow's bicubic, as Hugging Face and open_clip.
+    Bicubic,
+    /// TensorFlow's bilinear without antialiasing, as big_vision.
+    Bilinear,
+}
+
+/// Image towers of image-text models: the whole image in the size asked for, whatever its aspect ratio. Draws nothing. The
+/// device normalises with mean and standard deviation 1/2, values are then in [-1, 1].
+pub fn squash(
+    size: [usize; 2],
+    interpolation: Interpolation,
+) -> Result<impl Fn(&Image, &mut Stream) -> Result<Vec<u8>> + Clone> {
+    let [height, width] = check_size("squash", size)?;
+    Ok(move |image: &Image, _: &mut Stream| {
+        let image = match interpolation {
+            Interpolation::Bicubic => resize(image, image.rect(), width, height, Filter::Bicubic)?,
+            Interpolation::Bilinear => tf_resize::bilinear(image, width, height)?,
+        };
+        Ok(image.to_planes())
+    })
 }
 
 /// Settings of supervised training beside size and crop.
@@ -98,6 +125,17 @@ mod tests {
         assert_eq!(probe([8, 8], CropRange::SUPERVISED).unwrap()(&image, &mut stream(0)).unwrap().len(), 3 * 64);
         let fixed = evaluate([24, 16]).unwrap();
         assert_eq!(fixed(&image, &mut stream(0)).unwrap(), fixed(&image, &mut stream(1)).unwrap());
+    }
+
+    #[test]
+    fn squashing_keeps_the_whole_image() {
+        let image = noise(50, 37);
+        let mut stream = Stream::new(1, Purpose::AUGMENT, 0, 0);
+        let bicubic = squash([24, 16], Interpolation::Bicubic).unwrap()(&image, &mut stream).unwrap();
+        let bilinear = squash([24, 16], Interpolation::Bilinear).unwrap()(&image, &mut stream).unwrap();
+        assert_eq!(bicubic, resize(&image, image.rect(), 16, 24, Filter::Bicubic).unwrap().to_planes());
+        assert_eq!(bilinear, tf_resize::bilinear(&image, 16, 24).unwrap().to_planes());
+        assert!(bicubic != bilinear && stream.position() == 0);
     }
 
     #[test]

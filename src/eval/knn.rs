@@ -3,7 +3,7 @@
 //! Features are scaled to unit length; each of the k training samples of largest cosine similarity s votes for its class
 //! with weight `exp(s / temperature)`.
 
-use super::Features;
+use super::{Features, rows};
 use crate::ops::linear;
 use crate::{Device, Error, Result, Tensor};
 
@@ -45,8 +45,8 @@ pub fn knn(train: &Features, test: &Features, k: usize, temperature: f64) -> Res
         return Err(Error::value("knn", "labels", bad, "class folders in both data sets"));
     }
     let classes = train.labels.iter().chain(&test.labels).max().map_or(0, |&l| l as usize + 1);
-    let bank = unit_rows(&train.values)?;
-    let queries = unit_rows(&test.values)?.to_vec::<f32>()?;
+    let bank = rows::unit(&train.values)?;
+    let queries = rows::unit(&test.values)?.to_vec::<f32>()?;
     let (mut right, mut among) = (0, 0);
     for (block, labels) in queries.chunks(BLOCK * dim).zip(test.labels.chunks(BLOCK)) {
         let block = Tensor::from_slice(block, [labels.len(), dim], &Device::Cpu)?;
@@ -72,16 +72,6 @@ fn vote(similarity: &[f32], labels: &[i32], k: usize, temperature: f64, classes:
     let mut ranks: Vec<usize> = (0..classes).collect();
     ranks.sort_by(|&a, &b| votes[b].total_cmp(&votes[a]).then(a.cmp(&b)));
     ranks
-}
-
-fn unit_rows(x: &Tensor) -> Result<Tensor> {
-    let [_, dim] = x.dims("knn", "features")?;
-    let mut values = x.to_vec::<f32>()?;
-    for row in values.chunks_exact_mut(dim) {
-        let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt().max(1e-12);
-        row.iter_mut().for_each(|v| *v = (f64::from(*v) / norm) as f32);
-    }
-    Tensor::from_slice(&values, x.shape().clone(), &Device::Cpu)
 }
 
 #[cfg(test)]

@@ -1,11 +1,15 @@
-//! Evaluation of frozen features: extraction, k-nearest neighbours, the linear probe.
+//! Evaluation of frozen features: extraction, k-nearest neighbours, the linear probe; classification by text and retrieval.
 
 mod compare;
 mod features;
 mod knn;
 mod linear;
+mod retrieval;
+mod rows;
+pub mod zero_shot;
 
 pub use compare::{Compared, compare_with_random};
 pub use features::{Features, Kind, extract, write};
 pub use knn::{Knn, check_vote, knn};
 pub use linear::{Optimizer, Probe, linear_probe};
+pub use retrieval::{Retrieval, retrieval};

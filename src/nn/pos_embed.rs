@@ -1,4 +1,4 @@
-//! Position tables of ViTs: the fixed sine-cosine table, and bicubic resizing to another grid.
+//! Position tables of ViTs: the fixed sine-cosine table, and resizing to another grid in the ways of the upstream recipes.
 
 use crate::dtype::{Float, num_like::Ops};
 use crate::{Device, Error, Result, Tensor, with_float};
@@ -35,13 +35,35 @@ pub fn sincos_2d(dim: usize, hg: usize, wg: usize, class_row: bool) -> Result<Ve
     Ok(table)
 }
 
-/// Resizes a table `[1, L, D]` or `[1, 1+L, D]` from grid `old` to grid `new` in f64: bicubic with a = -0.75, pixel centres at
-/// halves (`align_corners` false), no antialiasing also when shrinking, borders clamped. A class row is copied. An equal grid
-/// gives the same values.
+/// How a table is read between its positions. Each of the upstream recipes has its own way; weights that were moved to another
+/// resolution in one of them belong to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resample {
+    /// Bicubic with a = -0.75, pixel centres at halves, no antialiasing also when shrinking: MAE, Hugging Face.
+    Bicubic,
+    /// Bilinear, pixel centres at halves, no antialiasing: open_clip's loader.
+    Bilinear,
+    /// Bilinear, pixel centres at halves, the kernel stretched when shrinking: SigLIP 2 for any grid (NaFlex).
+    BilinearAntialias,
+    /// Bilinear between corners: the first and last position of a side stay what they are. big_vision (`scipy.ndimage.zoom`
+    /// of order 1).
+    Corners,
+}
+
+/// Resizes a table by [`Resample::Bicubic`]; see [`resample`].
+///
+/// # Errors
+/// As [`resample`].
+pub fn resize(table: &Tensor, old: Grid, new: Grid) -> Result<Tensor> {
+    resample(table, old, new, Resample::Bicubic)
+}
+
+/// Resizes a table `[1, L, D]` or `[1, 1+L, D]` from grid `old` to grid `new` in f64; borders are clamped. A class row is
+/// copied. An equal grid gives the same values.
 ///
 /// # Errors
 /// When the shape fits `old` neither with nor without a class row, or a grid is empty.
-pub fn resize(table: &Tensor, old: Grid, new: Grid) -> Result<Tensor> {
+pub fn resample(table: &Tensor, old: Grid, new: Grid, how: Resample) -> Result<Tensor> {
     let [one, rows, dim] = table.dims("resize", "table")?;
     let patches = old.0 * old.1;
     if one != 1 || rows < patches || rows > patches + 1 || patches == 0 {
@@ -59,7 +81,7 @@ pub fn resize(table: &Tensor, old: Grid, new: Grid) -> Result<Tensor> {
             values = source;
         } else {
             let grid: Vec<f64> = source[class..].iter().map(|x| x.get().f64()).collect();
-            let wide = bicubic(&grid, old, new, dim);
+            let wide = separable(&grid, old, new, dim, how);
             values.extend(wide.into_iter().map(|x| T::put(<T as Float>::Acc::of(x))));
         }
         Tensor::from_slice(&values, [1, new.0 * new.1 + class / dim.max(1), dim], &Device::Cpu)
@@ -67,8 +89,8 @@ pub fn resize(table: &Tensor, old: Grid, new: Grid) -> Result<Tensor> {
 }
 
 /// `[old.0, old.1, dim]` to `[new.0, new.1, dim]`.
-fn bicubic(x: &[f64], old: Grid, new: Grid, dim: usize) -> Vec<f64> {
-    let (rows, cols) = (taps(old.0, new.0), taps(old.1, new.1));
+fn separable(x: &[f64], old: Grid, new: Grid, dim: usize, how: Resample) -> Vec<f64> {
+    let (rows, cols) = (taps(old.0, new.0, how), taps(old.1, new.1, how));
     let mut y = vec![0.0; new.0 * new.1 * dim];
     let cells = rows.iter().flat_map(|r| cols.iter().map(move |c| (r, c)));
     for (cell, (row, col)) in y.chunks_exact_mut(dim.max(1)).zip(cells) {
@@ -82,18 +104,39 @@ fn bicubic(x: &[f64], old: Grid, new: Grid, dim: usize) -> Vec<f64> {
     y
 }
 
-/// For each new position four old ones with their weights.
-fn taps(old: usize, new: usize) -> Vec<[(usize, f64); 4]> {
+/// For each new position the old ones with their weights.
+fn taps(old: usize, new: usize, how: Resample) -> Vec<Vec<(usize, f64)>> {
     let scale = old as f64 / new as f64;
+    let corners = if new > 1 { (old - 1) as f64 / (new - 1) as f64 } else { 0.0 };
+    let inside = |at: f64| at.clamp(0.0, old as f64 - 1.0);
     let of = |i: usize| {
-        let centre = (i as f64 + 0.5) * scale - 0.5;
-        let first = centre.floor();
-        std::array::from_fn(|k| {
-            let at = first + k as f64 - 1.0;
-            (at.clamp(0.0, old as f64 - 1.0) as usize, kernel(centre - at))
-        })
+        let half = (i as f64 + 0.5) * scale - 0.5;
+        let around = |centre: f64, before: i32, after: i32, weight: fn(f64) -> f64| {
+            (-before..=after)
+                .map(|k| centre.floor() + f64::from(k))
+                .map(|at| (inside(at) as usize, weight(centre - at)))
+                .collect::<Vec<_>>()
+        };
+        match how {
+            Resample::Bicubic => around(half, 1, 2, kernel),
+            Resample::Bilinear => around(half, 0, 1, triangle),
+            Resample::Corners => around(inside(i as f64 * corners), 0, 1, triangle),
+            Resample::BilinearAntialias => {
+                let stretch = scale.max(1.0);
+                let (first, last) =
+                    (inside((half - stretch).ceil()) as usize, inside((half + stretch).floor()) as usize);
+                let weights = (first..=last).map(|at| (at, triangle((at as f64 - half) / stretch)));
+                let sum: f64 = weights.clone().map(|(_, w)| w).sum();
+                weights.map(|(at, w)| (at, w / sum)).collect()
+            }
+        }
     };
     (0..new).map(of).collect()
+}
+
+/// Linear interpolation.
+fn triangle(t: f64) -> f64 {
+    (1.0 - t.abs()).max(0.0)
 }
 
 /// Keys' cubic convolution kernel.
@@ -104,5 +147,43 @@ fn kernel(t: f64) -> f64 {
         t if t <= 1.0 => ((A + 2.0) * t - (A + 3.0)) * t * t + 1.0,
         t if t < 2.0 => (((t - 5.0) * t + 8.0) * t - 4.0) * A,
         _ => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Resample; 4] = [Resample::Bicubic, Resample::Bilinear, Resample::BilinearAntialias, Resample::Corners];
+
+    fn resampled(values: &[f64], old: Grid, new: Grid, how: Resample) -> Vec<f64> {
+        let table = Tensor::from_slice(values, [1, values.len(), 1], &Device::Cpu).unwrap();
+        resample(&table, old, new, how).unwrap().to_f64().unwrap()
+    }
+
+    #[test]
+    fn a_row_read_in_each_way() {
+        let row = |how, new| resampled(&[0.0, 8.0, 0.0, 0.0], (1, 4), (1, new), how);
+        assert_eq!(row(Resample::Bilinear, 2), [4.0, 0.0]);
+        // Centre 1/2, reach 2: weights 3/4, 3/4, 1/4 over their sum 7/4; and 2.5 mirrored.
+        let close =
+            |given: Vec<f64>, expected: [f64; 2]| given.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12);
+        assert!(close(row(Resample::BilinearAntialias, 2), [24.0 / 7.0, 8.0 / 7.0]));
+        assert_eq!(row(Resample::Corners, 2), [0.0, 0.0]);
+        assert_eq!(row(Resample::Corners, 7), [0.0, 4.0, 8.0, 4.0, 0.0, 0.0, 0.0]);
+        assert_eq!(row(Resample::Corners, 1), [0.0]);
+        assert_eq!(row(Resample::Bilinear, 8), [0.0, 2.0, 6.0, 6.0, 2.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn constants_and_equal_grids_stay() {
+        let numbered: Vec<f64> = (0..15).map(|i| f64::from(i * i % 11)).collect();
+        for how in ALL {
+            assert_eq!(resampled(&numbered, (3, 5), (3, 5), how), numbered);
+            for new in [(1, 1), (2, 7), (9, 4)] {
+                let out = resampled(&[2.5; 15], (3, 5), new, how);
+                assert!(out.len() == new.0 * new.1 && out.iter().all(|v| (v - 2.5).abs() < 1e-12), "{how:?} {out:?}");
+            }
+        }
     }
 }

@@ -155,7 +155,7 @@ mod tests {
 
     fn batch(step: u64) -> Batch<u8> {
         let images = (0..2 * 3 * 8 * 12).map(|i: u64| ((i * 37 + step * 101) % 251) as u8).collect();
-        Batch { images, labels: vec![0; 2], indices: vec![0; 2], epoch: 0, step_in_epoch: step }
+        Batch { images, labels: vec![0; 2], captions: vec![], indices: vec![0; 2], epoch: 0, step_in_epoch: step }
     }
 
     fn task(dtype: DType, device: &Device) -> Pretrain {

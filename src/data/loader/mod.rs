@@ -8,12 +8,17 @@
 //!
 //! A sample that cannot be read is counted and named ([`Loader::failures`]) and then treated as [`Unreadable`] says.
 
+mod batch;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+pub use batch::Batch;
+use batch::{Made, Sample, assemble};
 
 use super::folder::Source;
 use super::image::Image;
@@ -101,21 +106,6 @@ impl Options {
     }
 }
 
-/// Samples side by side.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Batch<T> {
-    /// What the transform made of each sample, one after the other: `[B, C, H, W]` for images in planes.
-    pub images: Vec<T>,
-    /// Class of each sample, -1 where there is none: `[B]`.
-    pub labels: Vec<i32>,
-    /// Number of each sample in the data set: `[B]`.
-    pub indices: Vec<u32>,
-    /// Epoch, from 0.
-    pub epoch: u64,
-    /// Batch inside the epoch, from 0.
-    pub step_in_epoch: u64,
-}
-
 /// What the consumer spent waiting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -169,9 +159,6 @@ struct Begun<T> {
     missing: usize,
     complete: Option<Result<Batch<T>>>,
 }
-
-/// A transformed sample; `None` if it was left out.
-type Sample<T> = Option<(u32, i32, Vec<T>)>;
 
 /// One sample to be made.
 struct Ticket {
@@ -352,7 +339,7 @@ impl<T> Shared<T> {
     fn order(&self, epoch: u64) -> Arc<Vec<u32>> {
         let mut order: Vec<u32> = (0..self.source.len() as u32).collect();
         if self.options.shuffle {
-            Stream::new(self.options.seed, Purpose::SHUFFLE, epoch, 0).shuffle(&mut order);
+            self.source.shuffle(&mut Stream::new(self.options.seed, Purpose::SHUFFLE, epoch, 0), &mut order);
         }
         Arc::new(order)
     }
@@ -423,8 +410,8 @@ impl<T: Copy> Shared<T> {
         let mut first_error = None;
         for offset in 0..samples.min(MAX_SUBSTITUTES) {
             let index = ticket.order[(ticket.slot + offset) % samples];
-            let error = match self.make(index as usize, own, ticket.epoch) {
-                Ok(values) => return Ok(Some((index, self.source.label(index as usize), values))),
+            let error = match self.make(index, own, ticket.epoch) {
+                Ok(made) => return Ok(Some(made)),
                 Err(error) => error,
             };
             self.note(index as usize, &error);
@@ -442,11 +429,19 @@ impl<T: Copy> Shared<T> {
         })
     }
 
-    fn make(&self, index: usize, stream: u32, epoch: u64) -> Result<Vec<T>> {
+    fn make(&self, number: u32, stream: u32, epoch: u64) -> Result<Made<T>> {
+        let index = number as usize;
+        let stream = |purpose| Stream::new(self.options.seed, purpose, epoch, u64::from(stream));
         let made = catch_unwind(AssertUnwindSafe(|| {
+            let captions = self.source.captions(index)?;
             let image = self.source.load(index)?;
-            let mut rng = Stream::new(self.options.seed, Purpose::AUGMENT, epoch, u64::from(stream));
-            (self.transform)(&image, &mut rng)
+            let values = (self.transform)(&image, &mut stream(Purpose::AUGMENT))?;
+            let caption = if self.options.shuffle {
+                stream(Purpose::CAPTION).pick(&captions).cloned()
+            } else {
+                captions.into_iter().next()
+            };
+            Ok(Made { index: number, label: self.source.label(index), values, caption })
         }));
         made.unwrap_or_else(|_| {
             Err(Error::Image { path: self.source.name(index), cause: "the transform panicked on it".to_owned() })
@@ -463,28 +458,6 @@ impl<T: Copy> Shared<T> {
 fn begun<T>(state: &mut State<T>, batch: u64) -> Option<&mut Begun<T>> {
     let at = batch.checked_sub(state.handed_out)?;
     state.begun.get_mut(at as usize)
-}
-
-fn assemble<T: Copy>(at: Position, samples: Vec<Option<Result<Sample<T>>>>) -> Result<Batch<T>> {
-    let samples = samples.into_iter().flatten().filter_map(Result::transpose).collect::<Result<Vec<_>>>()?;
-    let values = samples.first().map_or(0, |(_, _, values)| values.len());
-    let mut batch = Batch {
-        images: Vec::with_capacity(values * samples.len()),
-        labels: Vec::with_capacity(samples.len()),
-        indices: Vec::with_capacity(samples.len()),
-        epoch: at.epoch,
-        step_in_epoch: at.step,
-    };
-    for (index, label, sample) in samples {
-        if sample.len() != values {
-            let expected = format!("{values}, as the first sample of the batch");
-            return Err(Error::argument("loader", "transform", "length", sample.len().to_string(), expected));
-        }
-        batch.images.extend_from_slice(&sample);
-        batch.labels.push(label);
-        batch.indices.push(index);
-    }
-    Ok(batch)
 }
 
 #[cfg(test)]
