@@ -19,6 +19,7 @@ use std::hint::black_box;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ocellus::bench::{Inputs, random, sets};
 use ocellus::ops::{Case, Role, Run, cases};
+use ocellus::testing::operands;
 use ocellus::{DType, Device, Tape, Tensor};
 use support::{devices, run, time};
 
@@ -35,6 +36,12 @@ fn bench(c: &mut Criterion, case: &Case, dtype: DType, device: &Device) {
     let traffic = if case.flops > 0 { Throughput::Elements(case.flops) } else { Throughput::Bytes(bytes) };
     let inputs = OnceCell::new(); // made when the first of these passes the filter
     let inputs = || inputs.get_or_init(|| RefCell::new(Inputs::new(case, dtype, device).unwrap())).borrow_mut();
+    if let Some(in_place) = &case.in_place {
+        run(c, case.op, ["forward", &case.id], dtype, device, Some(traffic.clone()), |b| {
+            let mut f = in_place(operands(case, dtype, dtype, device).unwrap()).unwrap();
+            time(b, device, |_| f().unwrap());
+        });
+    }
     let mut forward = |what, f: &Run| {
         run(c, case.op, [what, &case.id], dtype, device, Some(traffic.clone()), |b| {
             let mut inputs = inputs();
@@ -44,7 +51,9 @@ fn bench(c: &mut Criterion, case: &Case, dtype: DType, device: &Device) {
             });
         });
     };
-    forward("forward", &case.run);
+    if case.in_place.is_none() {
+        forward("forward", &case.run);
+    }
     if let Some(composed) = &case.composed {
         forward("composed", composed);
     }

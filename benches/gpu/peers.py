@@ -1,4 +1,4 @@
-"""PyTorch's times for the shapes of benches/ops.rs on the first GPU: peers.py FILE.json
+"""PyTorch's times for the shapes of `ocellus bench` on the first GPU: peers.py FILE.json
 
 Medians of CUDA events, random bf16 inputs, input sets taking turns so that none is in the cache. `forward` records no
 gradient, `step` is forward and backward. Every case tries each way PyTorch offers; the table names the fastest.
@@ -64,7 +64,8 @@ def both(f, make, ways):
             with torch.no_grad():
                 g(*x)
 
-        for what, h in (("forward", forward), ("step", step)):
+        kinds = [("forward", forward), ("step", step)]
+        for what, h in kinds if any(x.requires_grad for x in inputs[0]) else kinds[:1]:
             try:
                 result[what][way] = time_ms(h, inputs)
             except Exception as e:  # a backend that does not do this shape
@@ -96,6 +97,41 @@ def attention(qkv):
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def sigmoid_pair_loss(x, y, t, b):
+    """As open_clip writes it: the matrix of logits exists."""
+    logits = x @ y.T * t.exp() + b
+    labels = 2 * torch.eye(len(x), len(y), device=x.device, dtype=x.dtype) - 1
+    return -F.logsigmoid(labels * logits).sum() / len(x)
+
+
+def sinkhorn_knopp(z):
+    """As DINOv2's repository writes it, on one device."""
+    q = torch.exp(z.float() / 0.07).t()
+    k, b = q.shape
+    q /= q.sum()
+    for _ in range(3):
+        q /= q.sum(1, keepdim=True) * k
+        q /= q.sum(0, keepdim=True) * b
+    return (q * b).t()
+
+
+def prototype_cross_entropy(s, z):
+    """Row by row, with a teacher by softmax: the probabilities exist."""
+    return -(z.float().softmax(-1) * F.log_softmax(s.float() / 0.1, -1)).sum() / len(s)
+
+
+def koleo(x):
+    x = F.normalize(x.float(), eps=1e-8)
+    with torch.no_grad():
+        nearest = (x @ x.T).fill_diagonal_(-1).argmax(1)
+    return -(F.pairwise_distance(x, x[nearest], 2, 1e-8) + 1e-8).log().mean()
+
+
+def swiglu(x):
+    gate, value = x.chunk(2, -1)
+    return F.silu(gate) * value
+
+
 def fused_adamw(shapes):
     params = [torch.nn.Parameter(randn(*s, dtype=torch.float32, grad=False)) for s in shapes]
     for p in params:
@@ -120,6 +156,22 @@ def cases():
         yield f"gelu/{r}x{c}", lambda: both(F.gelu, lambda: (randn(r, c),), usual)
     for r, c in ((16384, 1000), (49152, 257)):
         yield f"softmax/{r}x{c}", lambda: both(lambda x: x.softmax(-1), lambda: (randn(r, c),), usual)
+    for r, c in ((50176, 3072), (46656, 4304)):
+        yield f"gelu/{r}x{c}-tanh", lambda: both(lambda x: F.gelu(x, approximate="tanh"), lambda: (randn(r, c),), usual)
+    for r, c in ((6448, 4096), (10968, 4096), (17416, 2736)):
+        yield f"swiglu/{r}x{c}", lambda: both(swiglu, lambda: (randn(r, 2 * c),), usual)
+    for n, d in ((4096, 768), (32768, 768)):
+        scalars = lambda: (torch.tensor([x], device=DEVICE, requires_grad=True) for x in (2.3, -10.0))
+        unit = lambda: F.normalize(randn(n, d, grad=False), dim=-1).requires_grad_()
+        yield f"sigmoid_pair_loss/{n}x{d}", lambda: both(sigmoid_pair_loss, lambda: (unit(), unit(), *scalars()), usual)
+        yield f"l2_normalize/{n}x{d}", lambda: both(lambda x: F.normalize(x, dim=-1), lambda: (randn(n, d),), usual)
+    for r, k in ((64, 131072), (2458, 131072), (4096, 65536)):
+        logits = lambda: (0.3 * randn(r, k, grad=False),)
+        yield f"sinkhorn_knopp/{r}x{k}-t0.07-n3", lambda: both(sinkhorn_knopp, logits, usual)
+    for r, k in ((2458, 131072), (4096, 65536)):
+        pair = lambda: (randn(r, k), randn(r, k, grad=False))
+        yield f"prototype_cross_entropy/{r}x{k}-of{r}x1", lambda: both(prototype_cross_entropy, pair, usual)
+    yield "koleo/1x4096x1024", lambda: both(koleo, lambda: (randn(4096, 1024),), usual)
     import timm
 
     for name, id in (("vit_small_patch16_224", "vit_s"), ("vit_base_patch16_224", "vit_b")):

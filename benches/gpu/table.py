@@ -1,4 +1,4 @@
-"""Joins criterion's medians, PyTorch's times and the training steps of one run: table.py OUT -> OUT/gpu.json, OUT/gpu.md"""
+"""Joins the medians of `ocellus bench`, PyTorch's times and the training steps of one run: table.py OUT -> OUT/gpu.json, OUT/gpu.md"""
 
 import datetime
 import json
@@ -15,20 +15,21 @@ def read(name, default):
 
 peers = read("peers.json", {"cases": {}})
 rows = []
-for file in sorted(out.glob("criterion/**/new/benchmark.json")):
-    about, took = json.loads(file.read_text()), json.loads((file.parent / "estimates.json").read_text())
-    device, dtype, id = about["value_str"].split("/", 2)
-    median, error = took["median"]["point_estimate"] / 1e3, took["median"]["standard_error"] / 1e3
-    row = {"op": about["group_id"], "what": about["function_id"], "dtype": dtype, "id": id, "us": median, "error_us": error}
-    throughput = about.get("throughput") or {}
-    for unit, name in (("Bytes", "gb_s"), ("Elements", "gflop_s")):
-        if unit in throughput:
-            row[name] = throughput[unit] / median / 1e3
-    ways = peers["cases"].get(f"{row['op']}/{id}", {}).get(row["what"], {})
-    if ways:
-        way, ms = min(ways.items(), key=lambda x: x[1])
-        row |= {"peer": way, "peer_us": 1e3 * ms, "speedup": 1e3 * ms / median, "peers_us": {w: 1e3 * t for w, t in ways.items()}}
-    rows.append(row)
+lines = (out / "ops.jsonl").read_text().splitlines() if (out / "ops.jsonl").exists() else []
+for case in map(json.loads, lines):
+    for what in ("forward", "step"):
+        if case[what] is None:
+            continue
+        row = {"op": case["op"], "what": what, "dtype": case["dtype"], "id": case["id"], "us": 1e6 * case[what]}
+        if what == "forward" and case["floor"]:
+            row["of_floor"] = case["floor"] / case[what]
+            amount = case["flops"] or case["bytes"]
+            row["gflop_s" if case["flops"] else "gb_s"] = amount / case[what] / 1e9
+        ways = peers["cases"].get(f"{case['op']}/{case['id']}", {}).get(what, {})
+        if ways:
+            way, ms = min(ways.items(), key=lambda x: x[1])
+            row |= {"peer": way, "peer_us": 1e3 * ms, "speedup": 1e3 * ms / row["us"], "peers_us": {w: 1e3 * t for w, t in ways.items()}}
+        rows.append(row)
 steps = [read(f"step_{p}.json", None) for p in ("base", "large")]
 report = {
     "date": datetime.date.today().isoformat(),
@@ -42,11 +43,12 @@ report = {
 
 lines = [f"{report['gpu']}; commit {report['commit']}; {report['date']}; torch {report.get('torch', '-')}", ""]
 lines += [f"Ceilings measured in the same run: copy {report.get('copy_tb_s')} TB/s (read + written), bf16 8192³ product {report.get('gemm_tflop_s')} TFLOP/s.", ""]
-lines += ["| op | shape | what | µs | rate | best PyTorch | µs | speed-up |", "|---|---|---|---|---|---|---|---|"]
+lines += ["| op | shape | what | µs | rate | of floor | best PyTorch | µs | speed-up |", "|---|---|---|---|---|---|---|---|---|"]
 for r in rows:
     rate = f"{r['gb_s']:.0f} GB/s" if "gb_s" in r else f"{r['gflop_s'] / 1e3:.1f} TFLOP/s" if "gflop_s" in r else ""
     peer = [r["peer"], f"{r['peer_us']:.1f}", f"{r['speedup']:.2f}"] if "peer" in r else ["", "", ""]
-    lines.append(f"| {r['op']} | {r['id']} | {r['what']} | {r['us']:.1f} | {rate} | {' | '.join(peer)} |")
+    share = f"{r['of_floor']:.0%}" if "of_floor" in r else ""
+    lines.append(f"| {r['op']} | {r['id']} | {r['what']} | {r['us']:.1f} | {rate} | {share} | {' | '.join(peer)} |")
 for step in report["steps"]:
     lines += ["", f"{step['case']}:", "", "| | ms | ours / it |", "|---|---|---|"]
     lines += [f"| {r['impl']} | {r['ms']} | {r['ratio']} |" for r in step["results"]]

@@ -1,6 +1,9 @@
 //! `ocellus bench`.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use ocellus::bench::{Ceilings, Row, select};
 use ocellus::train::Progress;
@@ -19,8 +22,8 @@ pub struct Flags {
     json: Option<PathBuf>,
 }
 
-/// Times the cases and prints them as a table.
-pub fn bench(flags: &Flags, machine: &Machine) -> Result<()> {
+/// Times the cases and prints them as a table; those that fail are named at the end.
+pub fn bench(flags: &Flags, machine: &Machine) -> Result<ExitCode> {
     let cases = select(&flags.filter)?;
     let device = machine.device()?;
     let dtype = machine.dtype(&device)?;
@@ -32,10 +35,22 @@ pub fn bench(flags: &Flags, machine: &Machine) -> Result<()> {
         rate(ceilings.flops, "FLOP/s")
     );
     let mut progress = Progress::new("bench", cases.len() as u64, 0, 1.0, "cases");
-    let mut rows = Vec::new();
+    let (mut rows, mut failures) = (Vec::new(), Vec::new());
+    let mut json = match &flags.json {
+        Some(path) => Some((path, File::create(path).map_err(Error::io(path))?)),
+        None => None,
+    };
     for case in &cases {
         progress.step(&format!("{} {}", case.op, case.id));
-        rows.push(Row::measure(case, dtype, &device, &ceilings)?);
+        match Row::measure(case, dtype, &device, &ceilings) {
+            Ok(row) => {
+                if let (Some((path, file)), Ok(line)) = (&mut json, serde_json::to_string(&row)) {
+                    writeln!(file, "{line}").map_err(Error::io(*path))?; // at once: what was measured is not lost
+                }
+                rows.push(row);
+            }
+            Err(error) => failures.push(format!("{}/{}: {error}", case.op, case.id)),
+        }
     }
     progress.finish();
     let width = rows.iter().map(|row| row.id.len()).max().unwrap_or(0).max(5);
@@ -55,12 +70,11 @@ pub fn bench(flags: &Flags, machine: &Machine) -> Result<()> {
         let step = row.step.map_or(String::new(), seconds);
         say!("{:<20} {:<width$} {:>11} {achieved:>13} {share:>8} {step:>11}", row.op, row.id, seconds(row.forward));
     }
-    if let Some(path) = &flags.json {
-        let lines: Vec<String> = rows.iter().filter_map(|row| serde_json::to_string(row).ok()).collect();
-        std::fs::write(path, lines.join("\n") + "\n").map_err(Error::io(path))?;
+    if let Some((path, _)) = json {
         say!("figures: {}", path.display());
     }
-    Ok(())
+    failures.iter().for_each(|failure| say_err!("failed: {failure}"));
+    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn rate(per_second: f64, unit: &str) -> String {

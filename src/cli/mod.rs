@@ -201,7 +201,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Visualize(Visualize::Mae(flags)) => visualize::mae(flags, &cli.machine)?,
         Command::Data(Data::Synth(flags)) => synth::synth(flags)?,
         Command::Tokenizer(Tokenizer::Train(flags)) => tokenizer::run(flags)?,
-        Command::Bench(flags) => bench::bench(flags, &cli.machine)?,
+        Command::Bench(flags) => return bench::bench(flags, &cli.machine),
         Command::Info => info::info(),
     }
     Ok(ExitCode::SUCCESS)

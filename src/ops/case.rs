@@ -1,5 +1,8 @@
 //! One shape of one operation, as data: the parity tests, the gradient tests and the benches all run it.
 
+use std::sync::Arc;
+
+use super::multi_tensor::{Scalars, Workspace};
 use crate::{DType, Grads, Param, Result, Shape, Tape, Tensor, Var};
 
 /// How an input is filled. `Normal` and `Uniform` are in the storage dtype under test, `Acc` in its arithmetic type.
@@ -113,6 +116,9 @@ impl Input {
 /// An operation on the operands of a case.
 pub type Run = dyn Fn(&Tape, &[Var]) -> Result<Vec<Var>> + Send + Sync;
 
+/// Takes operands and gives what runs an operation on them again and again, in place.
+pub type InPlace = dyn Fn(Vec<Tensor>) -> Result<Box<dyn FnMut() -> Result<()>>> + Send + Sync;
+
 /// One shape of one operation.
 pub struct Case {
     /// Name of the operation: the folder, the kernel stem, the bench group.
@@ -125,6 +131,8 @@ pub struct Case {
     pub run: Box<Run>,
     /// The same made of simpler operations, where they can be put together to it: the baseline of a fused kernel.
     pub composed: Option<Box<Run>>,
+    /// For an operation that changes its operands: `run` works on copies of them, which nobody wants to time.
+    pub in_place: Option<Box<InPlace>>,
     /// Bytes a perfect forward moves (each input read once, each output written once), for a storage dtype.
     pub bytes: Box<dyn Fn(DType) -> u64 + Send + Sync>,
     /// Floating-point operations of the forward; 0 for memory-bound operations.
@@ -151,12 +159,42 @@ impl Case {
             inputs,
             run: Box::new(run),
             composed: None,
+            in_place: None,
             bytes: Box::new(|_| 0),
             flops: 0,
             terms: 1,
             stored: 1,
             independent: vec![],
         }
+    }
+
+    /// A case of an operation that changes its operands, the first `fixed` apart: `f` gets those, the others, the numbers
+    /// of a step on their device, and a workspace.
+    pub fn changing(
+        op: &'static str,
+        id: impl Into<String>,
+        inputs: Vec<Input>,
+        fixed: usize,
+        step: impl Into<Vec<f64>>,
+        f: impl Fn(&[Tensor], &mut [Tensor], &Tensor, &mut Workspace) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let (f, step) = (Arc::new(f), step.into());
+        let numbers = move |like: &Tensor| Scalars::new().set(&step, like.dtype(), like.device()).cloned();
+        let (once, numbers_once) = (f.clone(), numbers.clone());
+        let run = move |_: &Tape, vars: &[Var]| {
+            let Some(first) = vars.first() else { return Ok(vec![]) };
+            let values: Vec<Tensor> = vars.iter().map(|v| v.value().clone()).collect();
+            let mut held = values[fixed..].iter().map(Tensor::deep_clone).collect::<Result<Vec<_>>>()?;
+            once(&values[..fixed], &mut held, &numbers_once(first.value())?, &mut Workspace::new())?;
+            Ok(held.into_iter().map(Var::constant).collect())
+        };
+        let in_place = move |mut operands: Vec<Tensor>| -> Result<Box<dyn FnMut() -> Result<()>>> {
+            let mut held = operands.split_off(fixed);
+            let Some(first) = operands.iter().chain(&held).next() else { return Ok(Box::new(|| Ok(()))) };
+            let (step, f, mut work) = (numbers(first)?, f.clone(), Workspace::new());
+            Ok(Box::new(move || f(&operands, &mut held, &step, &mut work)))
+        };
+        Self { in_place: Some(Box::new(in_place)), ..Self::new(op, id, inputs, run) }
     }
 
     /// With the same result made of simpler operations.

@@ -1,9 +1,9 @@
 //! Shapes of AdamW in the recipes.
 
 use super::{Hyper, Item, Step, Teacher, adamw, scalars};
-use crate::ops::multi_tensor::{Scalars, Workspace, vit_shapes};
+use crate::ops::multi_tensor::vit_shapes;
 use crate::ops::{Case, Fill, Input};
-use crate::{DType, Result, Shape, Tensor, Var};
+use crate::{DType, Shape, Tensor};
 
 /// One step (`t` = 3) over tensors of these shapes, with the factor of a clipped gradient; every other tensor decays.
 pub fn case(id: impl Into<String>, shapes: &[Shape]) -> Case {
@@ -21,10 +21,8 @@ pub(super) fn build(id: impl Into<String>, shapes: &[Shape], copied: fn(usize) -
         inputs.push(Input::constant("g", shape.clone(), Fill::AccNormal(0.0, 0.1)));
         inputs.push(Input::constant("compute", shape.clone(), Fill::Normal(0.0, 1.0)));
     }
-    Case::new("adamw", id, inputs, move |_, vars| {
-        let norm = vars[0].value();
-        let hyper = Hyper { beta1: 0.9, beta2: 0.95, eps: 1e-8 };
-        let mut held = vars[1..].iter().map(|v| v.value().deep_clone()).collect::<Result<Vec<Tensor>>>()?;
+    let hyper = Hyper { beta1: 0.9, beta2: 0.95, eps: 1e-8 };
+    Case::changing("adamw", id, inputs, 1, scalars(hyper, Step::new(1e-3, 3)), move |norm, held, step, work| {
         let item = |(i, tensors)| {
             let [w, m, v, g, compute]: &mut [Tensor; 5] = tensors;
             let (lr_scale, weight_decay) = (1.0 / (1 + i % 4) as f64, if i % 2 == 0 { 0.05 } else { 0.0 });
@@ -32,10 +30,7 @@ pub(super) fn build(id: impl Into<String>, shapes: &[Shape], copied: fn(usize) -
             Item { w, m, v, g, compute, lr_scale, weight_decay, teacher: None, group: 0 }
         };
         let mut items: Vec<Item> = held.as_chunks_mut().0.iter_mut().enumerate().map(item).collect();
-        let mut step = Scalars::new();
-        let step = step.set(&scalars(hyper, Step::new(1e-3, 3)), norm.dtype(), norm.device())?;
-        adamw(&mut items, hyper, step, Some(norm), &mut Workspace::new())?;
-        Ok(held.into_iter().map(Var::constant).collect())
+        adamw(&mut items, hyper, step, norm.first(), work)
     })
 }
 
@@ -51,10 +46,9 @@ pub(super) fn build_with_teachers(id: impl Into<String>, shapes: &[Shape], copie
         inputs.push(Input::constant("teacher", shape.clone(), Fill::AccNormal(0.0, 0.1)));
         inputs.push(Input::constant("teacher_compute", shape.clone(), Fill::Normal(0.0, 1.0)));
     }
-    Case::new("adamw", id, inputs, move |_, vars| {
-        let norm = vars[0].value();
-        let hyper = Hyper { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
-        let mut held = vars[1..].iter().map(|v| v.value().deep_clone()).collect::<Result<Vec<Tensor>>>()?;
+    let hyper = Hyper { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+    let now = Step { lr: 1e-3, t: 3, decay: 0.08, momentum: 0.994 };
+    Case::changing("adamw", id, inputs, 1, scalars(hyper, now), move |norm, held, step, work| {
         let item = |(i, tensors)| {
             let [w, m, v, g, compute, average, copy]: &mut [Tensor; 7] = tensors;
             let teacher = Teacher { average, compute: copied(i).then_some(copy) };
@@ -62,11 +56,7 @@ pub(super) fn build_with_teachers(id: impl Into<String>, shapes: &[Shape], copie
             Item { w, m, v, g, compute: Some(compute), lr_scale: 1.0, weight_decay: 0.5, teacher, group: i % 2 }
         };
         let mut items: Vec<Item> = held.as_chunks_mut().0.iter_mut().enumerate().map(item).collect();
-        let mut step = Scalars::new();
-        let now = Step { lr: 1e-3, t: 3, decay: 0.08, momentum: 0.994 };
-        let step = step.set(&scalars(hyper, now), norm.dtype(), norm.device())?;
-        adamw(&mut items, hyper, step, Some(norm), &mut Workspace::new())?;
-        Ok(held.into_iter().map(Var::constant).collect())
+        adamw(&mut items, hyper, step, norm.first(), work)
     })
 }
 

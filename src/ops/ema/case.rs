@@ -1,9 +1,9 @@
 //! Shapes of the moving average in the recipes.
 
 use super::{Item, ema, scalars};
-use crate::ops::multi_tensor::{Scalars, Workspace, vit_shapes};
+use crate::ops::multi_tensor::vit_shapes;
 use crate::ops::{Case, Fill, Input};
-use crate::{DType, Result, Shape, Tensor, Var};
+use crate::{DType, Shape, Tensor};
 
 /// One update over tensors of these shapes.
 pub fn case(id: impl Into<String>, shapes: &[Shape]) -> Case {
@@ -19,18 +19,13 @@ pub(super) fn build(id: impl Into<String>, shapes: &[Shape], copied: fn(usize) -
         inputs.push(Input::constant("student", shape.clone(), Fill::AccNormal(0.0, 0.1)));
         inputs.push(Input::constant("compute", shape.clone(), Fill::Normal(0.0, 1.0)));
     }
-    Case::new("ema", id, inputs, move |_, vars| {
-        let mut held = vars.iter().map(|v| v.value().deep_clone()).collect::<Result<Vec<Tensor>>>()?;
+    Case::changing("ema", id, inputs, 0, scalars(0.992), move |_, held, step, work| {
         let item = |(i, tensors)| {
             let [teacher, student, compute]: &mut [Tensor; 3] = tensors;
             Item { teacher, student, compute: copied(i).then_some(compute) }
         };
-        let Some(first) = vars.first().map(Var::value) else { return Ok(vec![]) };
-        let mut step = Scalars::new();
-        let step = step.set(&scalars(0.992), first.dtype(), first.device())?;
         let mut items: Vec<Item> = held.as_chunks_mut().0.iter_mut().enumerate().map(item).collect();
-        ema(&mut items, step, &mut Workspace::new())?;
-        Ok(held.into_iter().map(Var::constant).collect())
+        ema(&mut items, step, work)
     })
 }
 

@@ -1,9 +1,8 @@
 //! Shapes of LARS in the recipes.
 
 use super::{Hyper, Item, lars};
-use crate::ops::multi_tensor::{Scalars, Workspace};
 use crate::ops::{Case, Fill, Input};
-use crate::{DType, Result, Shape, Tensor, Var};
+use crate::{DType, Shape, Tensor};
 
 /// One step over tensors of these shapes with a trust coefficient, with the factor of a clipped gradient; every other
 /// tensor decays.
@@ -23,19 +22,14 @@ pub(super) fn build(id: impl Into<String>, shapes: &[Shape], trust: Option<f64>,
         inputs.push(Input::constant("compute", shape.clone(), Fill::Normal(0.0, 1.0)));
     }
     let elements = shapes.iter().map(Shape::numel).sum();
-    Case::new("lars", id, inputs, move |_, vars| {
-        let norm = vars[0].value();
-        let mut held = vars[1..].iter().map(|v| v.value().deep_clone()).collect::<Result<Vec<Tensor>>>()?;
+    Case::changing("lars", id, inputs, 1, [6.4], move |norm, held, lr, work| {
         let item = |(i, tensors)| {
             let [w, mu, g, compute]: &mut [Tensor; 4] = tensors;
             let (lr_scale, weight_decay) = (1.0 / (1 + i % 4) as f64, if i % 2 == 0 { 0.05 } else { 0.0 });
             Item { w, mu, g, compute: copied(i).then_some(compute), lr_scale, weight_decay }
         };
         let mut items: Vec<Item> = held.as_chunks_mut().0.iter_mut().enumerate().map(item).collect();
-        let mut lr = Scalars::new();
-        let lr = lr.set(&[6.4], norm.dtype(), norm.device())?;
-        lars(&mut items, Hyper { momentum: 0.9, trust }, lr, Some(norm), &mut Workspace::new())?;
-        Ok(held.into_iter().map(Var::constant).collect())
+        lars(&mut items, Hyper { momentum: 0.9, trust }, lr, norm.first(), work)
     })
     .terms(elements)
 }
