@@ -41,11 +41,11 @@ __device__ __forceinline__ void teacher_probabilities(
             for_columns<V>([&](int m, int j) { t.v[m][j] = NAN; });
             return;
         }
-        const float l = a.l[of] * LOG2E;
+        const float l = a.l[of] * LOG2_E;
         const Columns<S, V> z = load_columns<S, V>(in<S>(a.logits) + size_t(of) * a.cols, tile, -INFINITY);
         for_columns<V>([&](int m, int j) {
             const float x = scaled(z.v[m][j], scale) + prototypes.v[m][j];
-            t.v[m][j] += exp2_approx(x * LOG2E + l);
+            t.v[m][j] += exp2_approx(x * LOG2_E + l);
         });
     }
 }
@@ -138,7 +138,7 @@ __device__ __forceinline__ void backward(const PrototypeCrossEntropy& a) {
             const Columns<T, V> s = load_columns<T, V>(in<T>(a.student) + at, tile, -INFINITY);
             teacher_probabilities<S, V>(a, tile, row, teacher_scale, prototypes, t);
             const Vec<float, 4> stats = load_vec<float, 4>(a.stats + 4 * size_t(row));
-            const float top = stats[0], log2_sum = stats[1] * LOG2E, total = stats[2], by = factor * weight;
+            const float top = stats[0], log2_sum = stats[1] * LOG2_E, total = stats[2], by = factor * weight;
             for_columns<V>([&](int m, int j) {
                 const float p = exp2_approx((to_f32(s.v[m][j]) - top) * a.scale - log2_sum);
                 ds.v[m][j] = from_f32<T>(by * (total * p - t.v[m][j]));

@@ -9,8 +9,6 @@
 #include "ptx.cuh"
 #include "rows.cuh"
 
-#define LOG2E 1.4426950408889634f
-
 #define TILE_THREADS 256
 #define TILE_WARPS (TILE_THREADS / WARP)
 
@@ -89,7 +87,7 @@ template <class T>
 __device__ __forceinline__ float scaled(T z, float scale) { return __fmul_rn(to_f32(z), scale); }
 
 // e^x
-__device__ __forceinline__ float exp_of(float x) { return exp2_approx(x * LOG2E); }
+__device__ __forceinline__ float exp_of(float x) { return exp2_approx(x * LOG2_E); }
 
 // sum · e^shift, where sum is at least 1 unless it is 0: neither overflows nor vanishes.
 struct ScaledSum {
@@ -144,9 +142,9 @@ __device__ __forceinline__ void row_sums(
                 top = fmaxf(top, x[m][j]);
             });
             top = warp_max(top);
-            const float by = -LOG2E * finite_shift(top);
+            const float by = -LOG2_E * finite_shift(top);
             float sum = 0.f;
-            for_columns<V>([&](int m, int j) { sum += exp2_approx(x[m][j] * LOG2E + by); });
+            for_columns<V>([&](int m, int j) { sum += exp2_approx(x[m][j] * LOG2_E + by); });
             sum = warp_sum(sum);
             if (lane_id() == 0) shared.v[turn][u][warp_id()] = {top, sum};
         }

@@ -149,7 +149,7 @@ __device__ __forceinline__ void step(const SinkhornKnoppStep& a) {
         __syncthreads();  // the factors before are used
         for (unsigned i = warp_id(); i < count; i += TILE_WARPS) {
             const float log_sum = row_log_sum(a.sums + 2 * size_t(from + i) * gridDim.x, gridDim.x);
-            if (lane_id() == 0) factor.v[i] = -LOG2E * log_sum;
+            if (lane_id() == 0) factor.v[i] = -LOG2_E * log_sum;
         }
         __syncthreads();
         for (unsigned i = 0; i < count; i += SUM_ROWS) {
@@ -165,7 +165,7 @@ __device__ __forceinline__ void step(const SinkhornKnoppStep& a) {
                 const float l = factor.v[i + u];
                 for_columns<V>([&](int m, int j) {
                     const float x = scaled(z[u].v[m][j], scale) + prototypes.v[m][j];
-                    mass.v[m][j] += exp2_approx(x * LOG2E + l);
+                    mass.v[m][j] += exp2_approx(x * LOG2_E + l);
                 });
             }
         }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use ocellus::bench::{Ceilings, Row, select};
 use ocellus::train::Progress;
-use ocellus::{Error, Result};
+use ocellus::{Device, Error, Result};
 
 use super::Machine;
 
@@ -26,6 +26,9 @@ pub struct Flags {
 pub fn bench(flags: &Flags, machine: &Machine) -> Result<ExitCode> {
     let cases = select(&flags.filter)?;
     let device = machine.device()?;
+    if device == Device::Emulated {
+        return Err(Error::config("device", "emulated", "cpu or cuda: an emulator's time says nothing of a kernel's"));
+    }
     let dtype = machine.dtype(&device)?;
     let ceilings = Ceilings::measure(dtype, &device)?;
     say!(

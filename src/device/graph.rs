@@ -146,7 +146,8 @@ impl Device {
 
     /// Records what `f` starts on this device on this thread, without running any of it, and gives what `f` returned:
     /// tensors in it have contents after the first [`replay`](Graph::replay). Run the same work once before, so that
-    /// kernels are loaded and products planned.
+    /// kernels are loaded and products planned. On a GPU nothing else may use the device meanwhile: it has one stream, and
+    /// what other threads start on it would become part of the recording.
     ///
     /// # Errors
     /// [`Error::Recording`] for work that cannot be recorded, and on the CPU; the error of `f`, if it has one.

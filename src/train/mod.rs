@@ -100,22 +100,22 @@ pub fn run<T: Task>(
     let images = (plan.batch_size as u64 * plan.accum_iter) as f64;
     let mut progress = Progress::new(folder.name(), total, start, images, "images");
     let device = task.module().params().first().map_or(Device::Cpu, |p| p.master.device().clone());
-    let mut stepper = Stepper::new(&device);
+    let mut stepper = Stepper::new(&device, 1.0 / plan.accum_iter as f64, plan.clip_grad);
     interrupt::listen();
     for step in start..total {
         let (lr, waited) = (plan.lr(step, micro_batches), loader.stats().total_wait);
         // On a thread of the pool: from any other, each parallel part of the step would have to wake all of them.
         let (loss, stats) = rayon::scope(|_| {
-            let (mut loss, scale) = (0.0, 1.0 / plan.accum_iter as f64);
+            let mut loss = 0.0;
             stepper.begin(task);
             for index in 0..plan.accum_iter {
                 let inputs = task.inputs(&next(loader)?)?;
-                loss += stepper.micro_step(task, inputs, index, scale)? / plan.accum_iter as f64;
+                loss += stepper.micro_step(task, inputs, index)? / plan.accum_iter as f64;
             }
             if !loss.is_finite() {
                 return Err(not_finite(step, "loss", loss));
             }
-            Ok((loss, stepper.update(task, optimizer, lr, plan.clip_grad)?))
+            Ok((loss, stepper.update(task, optimizer, lr)?))
         })?;
         let done = step + 1;
         let epoch = done as f64 / per_epoch as f64;

@@ -58,7 +58,17 @@ pub fn read(path: &Path, form: Form, options: &Options) -> Result<Vec<Row>> {
         let row = if form == Form::Jsonl {
             object(line, options)
         } else {
-            let cells = if form == Form::Tsv { line.split('\t').map(str::to_owned).collect() } else { cells(line) };
+            let cells = match form {
+                Form::Csv => cells(line),
+                _ => Ok(line.split('\t').map(str::to_owned).collect()),
+            };
+            let cells = match cells {
+                Ok(cells) => cells,
+                Err(cause) => {
+                    rows.push(Err((number, cause)));
+                    continue;
+                }
+            };
             if columns.is_none() {
                 let header = header(&cells, options);
                 columns = Some(header.unwrap_or((0, 1)));
@@ -151,38 +161,76 @@ fn lines(text: &[u8]) -> Vec<(usize, &[u8])> {
     trimmed.enumerate().map(|(i, line)| (i + 1, line)).collect()
 }
 
-/// Lines of a CSV file, where a line's end inside quotes does not count.
+/// Records of a CSV file: a line's end inside quotes does not count. Of a quote that nothing closes, the line alone.
 fn records(text: &[u8]) -> Vec<(usize, &[u8])> {
-    let (mut records, mut start, mut first, mut line, mut quoted) = (Vec::new(), 0, 1, 1, false);
-    for (at, byte) in text.iter().chain(std::iter::once(&b'\n')).enumerate() {
-        match byte {
-            b'"' => quoted = !quoted,
-            b'\n' => {
-                line += 1;
-                if !quoted || at == text.len() {
-                    let record = &text[start..at];
-                    records.push((first, record.strip_suffix(b"\r").unwrap_or(record)));
-                    (start, first) = (at + 1, line);
-                }
-            }
-            _ => {}
-        }
+    let (mut records, mut start, mut line) = (Vec::new(), 0, 1);
+    while start < text.len() {
+        let rest = &text[start..];
+        let end_of_line = || rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len());
+        let record = &rest[..end_of_record(rest).unwrap_or_else(end_of_line)];
+        records.push((line, record.strip_suffix(b"\r").unwrap_or(record)));
+        line += 1 + record.iter().filter(|b| **b == b'\n').count();
+        start += record.len() + 1;
     }
     records
 }
 
-/// Cells of a CSV record.
-fn cells(record: &str) -> Vec<String> {
-    let mut cells = vec![String::new()];
-    let (mut chars, mut quoted) = (record.chars().peekable(), false);
-    while let Some(c) = chars.next() {
-        match (c, cells.last_mut()) {
-            ('"', Some(cell)) if quoted && chars.next_if_eq(&'"').is_some() => cell.push('"'),
-            ('"', _) => quoted = !quoted,
-            (',', _) if !quoted => cells.push(String::new()),
-            (c, Some(cell)) => cell.push(c),
-            (_, None) => {}
+/// Length of the first record; `None` if its last quote is not closed. A quote opens at the start of a cell only.
+fn end_of_record(text: &[u8]) -> Option<usize> {
+    let (mut quoted, mut at_start, mut bytes) = (false, true, text.iter().enumerate().peekable());
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b'"' if quoted => quoted = bytes.next_if(|(_, next)| **next == b'"').is_some(),
+            _ if quoted => {}
+            b'\n' => return Some(at),
+            b'"' if at_start => (quoted, at_start) = (true, false),
+            other => at_start = *other == b',',
         }
     }
-    cells
+    (!quoted).then_some(text.len())
+}
+
+/// Cells of a CSV record.
+fn cells(record: &str) -> std::result::Result<Vec<String>, String> {
+    let (mut cells, mut cell) = (Vec::new(), String::new());
+    let (mut chars, mut quoted, mut at_start) = (record.chars().peekable(), false, true);
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if quoted && chars.next_if_eq(&'"').is_some() => cell.push('"'),
+            '"' if quoted => quoted = false,
+            '"' if at_start => (quoted, at_start) = (true, false),
+            ',' if !quoted => {
+                cells.push(std::mem::take(&mut cell));
+                at_start = true;
+            }
+            c => {
+                cell.push(c);
+                at_start = false;
+            }
+        }
+    }
+    if quoted {
+        return Err("a quote is not closed".into());
+    }
+    cells.push(cell);
+    Ok(cells)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_open_at_the_start_of_a_cell_and_are_closed() {
+        let text = b"a.jpg,a 5\" nail\nb.jpg,\"two\nlines, \"\"quoted\"\"\"\nc.jpg,\"open\nd.jpg,last";
+        let found: Vec<(usize, String)> =
+            records(text).into_iter().map(|(n, r)| (n, String::from_utf8_lossy(r).into_owned())).collect();
+        let numbers: Vec<usize> = found.iter().map(|(n, _)| *n).collect();
+        assert_eq!(numbers, [1, 2, 4, 5]);
+        let cells: Vec<_> = found.iter().map(|(_, record)| cells(record)).collect();
+        assert_eq!(cells[0], Ok(vec!["a.jpg".to_string(), "a 5\" nail".into()]));
+        assert_eq!(cells[1], Ok(vec!["b.jpg".to_string(), "two\nlines, \"quoted\"".into()]));
+        assert_eq!(cells[2], Err("a quote is not closed".into()));
+        assert_eq!(cells[3], Ok(vec!["d.jpg".to_string(), "last".into()]));
+    }
 }

@@ -166,7 +166,8 @@ impl Tokenizer {
     pub fn vocab(&self) -> usize {
         match &self.model {
             Model::SentencePiece(model) => model.vocab(),
-            Model::Json(model) => model.get_vocab_size(true),
+            // Ids may have gaps: what counts is the largest.
+            Model::Json(model) => model.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1),
         }
     }
 

@@ -23,6 +23,8 @@ pub struct Training {
 
 /// The first ids: padding, end of text, unknown.
 const RESERVED: [&str; 3] = ["<pad>", "</s>", "<unk>"];
+/// Ids at most: the trainer reserves memory for all of them at once.
+const MAX_VOCAB: usize = 1 << 22;
 
 /// Longer words carry no pieces worth having.
 const LONGEST_WORD: usize = 128;
@@ -49,9 +51,9 @@ pub fn train<S: AsRef<str>>(
     if words.is_empty() {
         return Err(Error::value("tokenizer train", "captions", "no words", "captions with at least one word"));
     }
-    if training.vocab < least || u32::try_from(training.vocab).is_err() {
+    if !(least..=MAX_VOCAB).contains(&training.vocab) {
         let expected = format!(
-            "{least} to 2^32 - 1: {} reserved ids, {} characters and one piece",
+            "{least} to {MAX_VOCAB}: {} reserved ids, {} characters and one piece",
             reserved.len(),
             characters.len()
         );
