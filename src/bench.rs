@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::device::gemm::{GemmSpec, Layout, gemm};
 use crate::ops::{Case, Operand, Role};
 use crate::random::{normal, stream};
-use crate::testing::operands;
+use crate::testing::{operands, repeated};
 use crate::{DType, Device, Error, Grads, Result, Tape, Tensor, Var};
 
 /// Bytes of inputs after which the first of them has left every cache: 4 times the L2 of an H200, and more than the
@@ -30,7 +30,8 @@ pub fn sets(bytes: usize) -> usize {
 
 /// Standard normal values: zeros need less power, and a GPU clocks higher on them.
 pub fn random(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-    let values: Vec<f32> = normal(&mut stream(1, 0), shape.iter().product()).into_iter().map(|x| x as f32).collect();
+    let draw = |n| normal(&mut stream(1, 0), n).into_iter().map(|x| x as f32).collect();
+    let values: Vec<f32> = repeated(shape.iter().product(), draw);
     Tensor::from_slice(&values, shape, &Device::Cpu)?.cast(dtype)?.to_device(device)
 }
 

@@ -1,4 +1,6 @@
-"""PyTorch's times for the shapes of `ocellus bench` on the first GPU: peers.py FILE.json
+"""PyTorch's times for the shapes of `ocellus bench` on the first GPU: peers.py FILE.json [PART...]
+
+With parts only the cases whose `op/shape` contains one of them.
 
 Medians of CUDA events, random bf16 inputs, input sets taking turns so that none is in the cache. `forward` records no
 gradient, `step` is forward and backward. Every case tries each way PyTorch offers; the table names the fastest.
@@ -194,7 +196,8 @@ def main():
     }
     print(result)
     del x, y, a, b
-    for id, run in cases():
+    parts = sys.argv[2:] or [""]
+    for id, run in ((id, run) for id, run in cases() if any(part in id for part in parts)):
         result["cases"][id] = run()
         print(id, result["cases"][id], flush=True)
         json.dump(result, open(sys.argv[1], "w"), indent=1)

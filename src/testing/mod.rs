@@ -42,14 +42,29 @@ fn rng(case: &Case, salt: u64) -> impl Rng + use<> {
     stream(hasher.finish(), salt)
 }
 
+/// How many values are drawn for a large operand, which then repeat: drawing those of a bench would take longer than the
+/// bench. A prime, so that no two rows of a matrix are the same.
+pub(crate) const DISTINCT: usize = 1_048_573;
+
+/// `n` values, those after the first [`DISTINCT`] repeated.
+pub(crate) fn repeated<X: Copy>(n: usize, draw: impl FnOnce(usize) -> Vec<X>) -> Vec<X> {
+    let mut values = draw(n.min(DISTINCT));
+    values.reserve_exact(n - values.len());
+    while values.len() < n {
+        values.extend_from_within(..(n - values.len()).min(DISTINCT));
+    }
+    values
+}
+
 /// Values of an input in f64, before rounding to a storage type; `None` for integers.
 fn values(input: &Input, rng: &mut impl Rng) -> Option<Vec<f64>> {
     let n = input.shape.numel();
-    let scaled = |rng: &mut _, mean: f64, std: f64| normal(rng, n).into_iter().map(|x| mean + std * x).collect();
     match &input.fill {
-        Fill::Normal(mean, std) | Fill::AccNormal(mean, std) => Some(scaled(rng, *mean, *std)),
+        Fill::Normal(mean, std) | Fill::AccNormal(mean, std) => {
+            Some(repeated(n, |n| normal(rng, n).into_iter().map(|x| mean + std * x).collect()))
+        }
         Fill::Uniform(low, high) | Fill::AccUniform(low, high) => {
-            Some((0..n).map(|_| low + (high - low) * rng.random::<f64>()).collect())
+            Some(repeated(n, |n| (0..n).map(|_| low + (high - low) * rng.random::<f64>()).collect()))
         }
         Fill::Acc(values) => Some(values.clone()),
         Fill::I32(_) | Fill::U8 => None,
@@ -71,7 +86,7 @@ pub fn operands(case: &Case, storage: DType, held: DType, device: &Device) -> Re
         match &input.fill {
             Fill::I32(v) => Tensor::from_slice(v, shape, device),
             _ => {
-                let bytes: Vec<u8> = (0..shape.numel()).map(|_| rng.random()).collect();
+                let bytes: Vec<u8> = repeated(shape.numel(), |n| (0..n).map(|_| rng.random()).collect());
                 Tensor::from_slice(&bytes, shape, device)
             }
         }
