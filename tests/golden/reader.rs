@@ -122,10 +122,12 @@ impl Golden {
         same.flat_map(|(_, t)| &t.values).fold(0.0, |m, x| x.abs().max(m))
     }
 
-    /// What may be left of a tensor whose true value is zero.
+    /// What rounding may leave of a tensor whose true value is zero: the file's bound, which is of numbers of size 1, for
+    /// numbers as large as those of its category.
     fn near_zero(&self, name: &str) -> Option<f64> {
         let listed = self.metadata.get("near_zero")?.as_array()?.iter().any(|n| n == name);
-        listed.then(|| self.metadata.get("near_zero_abs")?.as_f64()).flatten()
+        let bound = self.metadata.get("near_zero_abs").filter(|_| listed)?.as_f64()?;
+        Some(bound * self.largest(Self::category(name)).max(1.0))
     }
 
     /// The file's own tolerance for a tensor: by full name, else by category; or one number for all but those of
