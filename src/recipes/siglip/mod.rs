@@ -6,6 +6,7 @@ mod head;
 mod image;
 pub mod load;
 mod model;
+mod shapes;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -14,4 +15,5 @@ pub use config::{Preset, Sizes, Tower};
 pub use head::{MapHead, Queries};
 pub use image::ImageTower;
 pub use model::{LOGIT_BIAS, LOGIT_SCALE, Siglip};
+pub use shapes::Shapes;
 pub use text::{TextTower, TokenIds};
