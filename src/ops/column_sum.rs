@@ -16,6 +16,11 @@ pub(crate) fn sums_grid(sums: u32, cols: u32) -> Launch {
     Launch { grid: [sums, cols.div_ceil(THREADS * VECTOR).min(65535), 1], block: [THREADS, 1, 1], shared: 0 }
 }
 
+/// A block of `warps` per sum in x, groups of 32 lanes' columns in y: `for_each_lane_column`.
+pub(crate) fn lanes_grid(sums: u32, cols: u32, warps: u32) -> Launch {
+    Launch { grid: [sums, cols.div_ceil(32 * VECTOR).min(65535), 1], block: [32 * warps, 1, 1], shared: 0 }
+}
+
 /// Second stage: 32 columns per block, a warp for every 8 parts, so that a thread has few loads to wait for; not measured
 /// yet.
 pub(crate) fn grid(parts: u32, cols: u32) -> Launch {
@@ -55,6 +60,8 @@ mod tests {
         for cols in [0, 1, 31, 32, 33, 512, 513, 100_000] {
             let sums = sums_grid(5, cols);
             assert!(sums.grid[0] == 5 && sums.grid[1] * sums.block[0] * VECTOR >= cols);
+            let lanes = lanes_grid(5, cols, 8);
+            assert!(lanes.grid[0] == 5 && lanes.grid[1] * 32 * VECTOR >= cols && lanes.block[0] == 256);
             for parts in [1, 8, 9, 264, 1056] {
                 let grid = grid(parts, cols);
                 assert!(grid.grid[0] * 32 >= cols && grid.block[0].is_multiple_of(32) && grid.block[0] <= 1024);
