@@ -18,12 +18,13 @@ struct Unit<unsigned char> {
 struct Patches {
     unsigned channels, height, width, patch;
 
-    __device__ __forceinline__ unsigned count() const { return height / patch * (width / patch); }
+    __device__ __forceinline__ unsigned count() const { return height / patch * across(); }
     __device__ __forceinline__ unsigned area() const { return patch * patch; }
     __device__ __forceinline__ unsigned values() const { return channels * area(); }
-    // Offset of the first pixel of patch `id` of image `image`.
-    __device__ __forceinline__ size_t start(unsigned image, unsigned id) const {
-        const unsigned across = width / patch;
+    // Patches in a row of the image.
+    __device__ __forceinline__ unsigned across() const { return width / patch; }
+    // Offset of the first pixel of patch `id` of image `image`; `across` is worked out once for many of them.
+    __device__ __forceinline__ size_t start(unsigned image, unsigned id, unsigned across) const {
         return size_t(image) * channels * height * width + size_t(id / across) * patch * width + id % across * patch;
     }
     // Elements of one channel of an image.
