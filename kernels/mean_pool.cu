@@ -9,8 +9,10 @@ struct MeanPool {
     unsigned pad;
 };
 
-// blockIdx.x is the sequence. The warps of a block take rows in turn, with several rows under way, and meet in shared
-// memory.
+// Rows of a warp that are under way at once.
+constexpr int BATCH = 8;
+
+// blockIdx.x is the sequence. The warps of a block take rows in turn and meet in shared memory.
 template <class T>
 __device__ void mean_pool_fwd(const MeanPool& a) {
     const unsigned warps = blockDim.x / WARP;
@@ -18,9 +20,15 @@ __device__ void mean_pool_fwd(const MeanPool& a) {
         constexpr int N = decltype(width)::value;
         const T* x = in<T>(a.from) + size_t(blockIdx.x) * a.rows * a.cols + c;
         float sum[N] = {};
-#pragma unroll 8
-        for (unsigned r = a.skip + warp_id(); inside && r < a.rows; r += warps)
-            accumulate(sum, load_vec<T, N>(x + size_t(r) * a.cols));
+        for (unsigned first = a.skip + warp_id(); first < a.rows; first += BATCH * warps) {
+            Vec<T, N> row[BATCH];
+            UNROLL
+            for (int j = 0; j < BATCH; ++j)
+                if (inside && first + j * warps < a.rows) row[j] = load_vec<T, N>(x + size_t(first + j * warps) * a.cols);
+            UNROLL
+            for (int j = 0; j < BATCH; ++j)
+                if (inside && first + j * warps < a.rows) accumulate(sum, row[j]);
+        }
         add_warps<8>(sum);
         if (warp_id() != 0 || !inside) return;
         Vec<T, N> y;
