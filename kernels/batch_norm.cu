@@ -84,13 +84,19 @@ __device__ void batch_norm_bwd_part(const BatchNormPart& a) {
         float sum[N] = {}, product[N] = {};
         if (inside) {
             const Vec<float, N> mean = load_vec<float, N>(a.mean + c);
-            for_each_held_row<HELD>(a.rows, 0, [&](int, size_t row) {
-                const Vec<T, N> dy = load_vec<T, N>(in<T>(a.dy) + row * a.cols + c);
-                const Vec<T, N> x = load_vec<T, N>(in<T>(a.x) + row * a.cols + c);
-                accumulate(sum, dy);
-                UNROLL
-                for (int j = 0; j < N; ++j) product[j] += to_f32(dy[j]) * (to_f32(x[j]) - mean[j]);
-            });
+            UNROLL
+            for (int from = 0; from < HELD; from += BATCH) {
+                Vec<T, N> dy[BATCH], x[BATCH];
+                for_each_held_row<BATCH>(a.rows, from, [&](int k, size_t row) {
+                    dy[k] = load_vec<T, N>(in<T>(a.dy) + row * a.cols + c);
+                    x[k] = load_vec<T, N>(in<T>(a.x) + row * a.cols + c);
+                });
+                for_each_held_row<BATCH>(a.rows, from, [&](int k, size_t) {
+                    accumulate(sum, dy[k]);
+                    UNROLL
+                    for (int j = 0; j < N; ++j) product[j] += to_f32(dy[k][j]) * (to_f32(x[k][j]) - mean[j]);
+                });
+            }
         }
         add_warps<WARPS>(sum);
         add_warps<WARPS>(product);
