@@ -122,7 +122,7 @@ struct BatchNormTile {
 };
 
 // Sum of `term(part)` over the parts, for the block's columns, in a fixed order; every thread gets its column's. The block
-// is [TURNS, COLS]; two barriers inside.
+// is [TURNS, COLS].
 template <class Term>
 __device__ __forceinline__ float sum_of_parts(BatchNormTile& tile, unsigned parts, bool inside, Term term) {
     float sum = 0.f;
@@ -131,9 +131,12 @@ __device__ __forceinline__ float sum_of_parts(BatchNormTile& tile, unsigned part
     __syncthreads();  // an earlier use of the tile is over
     tile.v[warp_id()][lane_id()] = sum;
     __syncthreads();
-    float total = 0.f;
-    for (int r = 0; r < TURNS; ++r) total += tile.v[r][lane_id()];
-    return total;
+    if (warp_id() == 0) {
+        for (int r = 1; r < TURNS; ++r) sum += tile.v[r][lane_id()];
+        tile.v[0][lane_id()] = sum;
+    }
+    __syncthreads();
+    return tile.v[0][lane_id()];
 }
 
 // Squares around the common mean from those around the means of the parts (Chan et al. 1979).

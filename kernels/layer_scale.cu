@@ -62,27 +62,31 @@ struct LayerScaleBwd {
     unsigned rows, cols, rows_per_part, pad;
 };
 
+#define BWD_WARPS 8  // of a block
 // Rows loaded before the first is used: the compiler may not move a load of dy over a store to dbranch.
 constexpr int BWD_BATCH = 4;
 
-// A thread owns a vector of columns and walks down the rows of blockIdx.x: one pass gives both gradients, and a column
-// is summed in the order of its rows.
+// The warps of a block take the rows of blockIdx.x in turn: one pass gives both gradients, and a column is summed in a
+// fixed order.
 template <class T>
 __device__ void layer_scale_bwd(const LayerScaleBwd& a) {
     const unsigned first = blockIdx.x * a.rows_per_part;
-    const unsigned last = first + a.rows_per_part < a.rows ? first + a.rows_per_part : a.rows;
-    for_each_column<T>(a.cols, [&](size_t c, auto width) {
+    const unsigned last = min(first + a.rows_per_part, a.rows);
+    for_each_lane_column<T>(a.cols, [&](unsigned c, bool inside, auto width) {
         constexpr int N = decltype(width)::value;
         Vec<T, N> gamma;
-        if (a.gamma) gamma = load_vec<T, N>(in<T>(a.gamma) + c);
         float sum[N] = {};
+        UNROLL
+        for (int i = 0; i < N; ++i) gamma[i] = from_f32<T>(1.f);
+        if (a.gamma && inside) gamma = load_vec<T, N>(in<T>(a.gamma) + c);
 #pragma unroll 1
-        for (unsigned start = first; start < last; start += BWD_BATCH) {
-            Vec<T, N> dy[BWD_BATCH], branch[BWD_BATCH];
+        for (unsigned start = first + warp_id(); inside && start < last; start += BWD_BATCH * BWD_WARPS) {
+            Vec<T, N> dy[BWD_BATCH], branch[BWD_BATCH] = {};
             float scale[BWD_BATCH];
             UNROLL
             for (int j = 0; j < BWD_BATCH; ++j) {
-                const unsigned row = min(start + j, last - 1);
+                const unsigned row = start + j * BWD_WARPS;
+                if (row >= last) break;
                 scale[j] = a.scale ? a.scale[a.sequence[row]] : 1.f;
                 const size_t token = a.token ? size_t(a.token[row]) : row;
                 dy[j] = load_vec<T, N>(in<T>(a.dy) + token * a.cols + c);
@@ -90,21 +94,24 @@ __device__ void layer_scale_bwd(const LayerScaleBwd& a) {
             }
             UNROLL
             for (int j = 0; j < BWD_BATCH; ++j) {
-                if (start + j >= last) break;
+                const unsigned row = start + j * BWD_WARPS;
+                if (row >= last) break;
                 Vec<T, N> d;
                 UNROLL
                 for (int i = 0; i < N; ++i) {
                     const float through = scale[j] * to_f32(dy[j][i]);
-                    if (a.gamma) sum[i] += through * to_f32(branch[j][i]);
-                    d[i] = from_f32<T>(a.gamma ? through * to_f32(gamma[i]) : through);
+                    sum[i] += through * to_f32(branch[j][i]);
+                    d[i] = from_f32<T>(through * to_f32(gamma[i]));
                 }
-                store_vec(out<T>(a.dbranch) + size_t(start + j) * a.cols + c, d);
+                store_vec(out<T>(a.dbranch) + size_t(row) * a.cols + c, d);
             }
         }
-        if (a.gamma) store_sum(a.part + size_t(blockIdx.x) * a.cols + c, sum);
+        if (!a.gamma) return;  // the whole block
+        add_warps<BWD_WARPS>(sum);
+        if (warp_id() == 0 && inside) store_sum(a.part + size_t(blockIdx.x) * a.cols + c, sum);
     });
 }
-KERNEL_PER_DTYPE(layer_scale_bwd, LayerScaleBwd)
+KERNEL_PER_DTYPE_BOUNDS(layer_scale_bwd, LayerScaleBwd, BWD_WARPS * WARP)
 
 __device__ void layer_scale_bwd_reduce_f32_body(const ColumnSum& a) { column_sum(a); }
 KERNEL(layer_scale_bwd_reduce_f32, ColumnSum)

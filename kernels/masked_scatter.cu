@@ -59,7 +59,8 @@ __device__ void masked_scatter_bwd(const MaskedScatterBwd& a) {
             unsigned to[BATCH];
             UNROLL
             for (int j = 0; j < BATCH; ++j) {
-                const unsigned image = min(first + j * SUM_WARPS, a.batch - 1);
+                const unsigned image = first + j * SUM_WARPS;
+                if (image >= a.batch) break;
                 to[j] = source(a.ids_restore, image, t, a.keep, a.len);
                 dy[j] = load_vec<T, N>(in<T>(a.dy) + (size_t(image) * (a.len + 1) + t) * a.cols + c);
             }

@@ -113,13 +113,6 @@ __device__ __forceinline__ void fill_row(T* y, float value, unsigned cols) {
     for (unsigned i = lane_id(); i < cols; i += WARP) y[i] = from_f32<T>(value);
 }
 
-// Calls `body(i, Width<N>)` over `cols` columns with the threads of the blocks of one blockIdx.x.
-template <class T, class Body>
-__device__ __forceinline__ void for_each_column(unsigned cols, Body body) {
-    const size_t thread = size_t(blockIdx.y) * blockDim.x + threadIdx.x;
-    for_each_pack<T>(cols, thread, size_t(gridDim.y) * blockDim.x, cols % (16 / sizeof(T)) == 0, body);
-}
-
 // sum += x
 template <class T, int N>
 __device__ __forceinline__ void accumulate(float (&sum)[N], const Vec<T, N>& x) {

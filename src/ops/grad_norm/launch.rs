@@ -9,7 +9,7 @@ use crate::ops::multi_tensor::{THREADS, Workspace};
 use crate::{DType, Result, Tensor};
 
 /// Threads of a block that adds the sums: few of them for each to wait for; not measured yet.
-const FINISH_THREADS: u32 = 1024;
+const FINISH_THREADS: u32 = 512;
 
 /// `struct GradNormTensor`.
 #[repr(C)]
