@@ -1,94 +1,177 @@
 // Batch normalisation without affine: every column of x to mean 0 and variance 1 over the rows (arXiv 1502.03167,
 // algorithm 1). Reference and gradient: src/ops/batch_norm.
-// narrow-ok: batch_norm_* a lane per column: rows of any length, no element is packed with others
-#include "common.cuh"
+// Three launches each way: sums of a few rows by many blocks, their combination, and one over the elements.
+// narrow-ok: batch_norm_*_combine_f32 a lane per column of a few partial sums
+#include "rows.cuh"
 
-#define COLS 32  // columns of a block, one per lane: rows are read 32 elements at a time
-#define ROWS 8   // rows of a block at a time, one per warp
+#define WARPS 8   // of a block that reads the matrix
+#define HELD 8    // rows of a warp there
+#define BATCH 4   // of these, all under way at once where they are written: more take too many registers
+#define PART_ROWS (WARPS * HELD)
 
-struct BatchNormTile {
-    float v[ROWS][COLS];
+#define COLS 32   // columns of a block that combines, one per lane
+#define TURNS 32  // its warps, which take the parts in turn
+
+struct BatchNormPart {
+    const void* dy;     // [rows, cols] T (backward)
+    const void* x;      // [rows, cols] T
+    const float* mean;  // [cols] (backward)
+    float* part;        // [2, parts, cols]: forward mean and sum of squared differences to it, backward sums of dy and of
+                        // dy (x - mean), over PART_ROWS rows
+    unsigned rows, cols;
 };
 
-// Sum over the rows of the block's columns, in a fixed order; every thread gets its column's. The block is
-// [ROWS, COLS]; two barriers inside.
+// COUNT rows of this block and warp, from its row `from` on: `body(k, row)` for k below COUNT, unrolled.
+template <int COUNT, class Body>
+__device__ __forceinline__ void for_each_held_row(size_t rows, int from, Body body) {
+    UNROLL
+    for (int k = 0; k < COUNT; ++k) {
+        const size_t row = blockIdx.x * size_t(PART_ROWS) + (from + k) * WARPS + warp_id();
+        if (row < rows) body(k, row);
+    }
+}
+
+// `x` of warp 0 in every thread.
+template <int N>
+__device__ __forceinline__ void from_first_warp(float (&x)[N]) {
+    SMEM(Floats<WARP * N>, shared);  // [N, 32]
+    __syncthreads();  // an earlier use of `shared` is over
+    if (warp_id() == 0)
+        UNROLL
+        for (int j = 0; j < N; ++j) shared.v[j * WARP + lane_id()] = x[j];
+    __syncthreads();
+    UNROLL
+    for (int j = 0; j < N; ++j) x[j] = shared.v[j * WARP + lane_id()];
+}
+
+// Two passes over rows in registers: a squared difference is to the mean of its own part.
+template <class T>
+__device__ void batch_norm_fwd_part(const BatchNormPart& a) {
+    const unsigned count = min(unsigned(PART_ROWS), a.rows - blockIdx.x * PART_ROWS);
+    for_each_lane_column<T>(a.cols, [&](unsigned c, bool inside, auto width) {
+        constexpr int N = decltype(width)::value;
+        Vec<T, N> x[HELD];
+        float mean[N] = {}, square[N] = {};
+        if (inside) {
+            for_each_held_row<HELD>(a.rows, 0, [&](int k, size_t row) { x[k] = load_vec<T, N>(in<T>(a.x) + row * a.cols + c); });
+            for_each_held_row<HELD>(a.rows, 0, [&](int k, size_t) { accumulate(mean, x[k]); });
+        }
+        add_warps<WARPS>(mean);
+        from_first_warp(mean);
+        UNROLL
+        for (int j = 0; j < N; ++j) mean[j] /= count;
+        if (inside)
+            for_each_held_row<HELD>(a.rows, 0, [&](int k, size_t) {
+                UNROLL
+                for (int j = 0; j < N; ++j) {
+                    const float d = to_f32(x[k][j]) - mean[j];
+                    square[j] += d * d;
+                }
+            });
+        add_warps<WARPS>(square);
+        if (warp_id() != 0 || !inside) return;
+        float* part = a.part + size_t(blockIdx.x) * a.cols + c;
+        store_sum(part, mean);
+        store_sum(part + size_t(gridDim.x) * a.cols, square);
+    });
+}
+KERNEL_PER_DTYPE_BOUNDS(batch_norm_fwd_part, BatchNormPart, WARPS * WARP)
+
+template <class T>
+__device__ void batch_norm_bwd_part(const BatchNormPart& a) {
+    for_each_lane_column<T>(a.cols, [&](unsigned c, bool inside, auto width) {
+        constexpr int N = decltype(width)::value;
+        float sum[N] = {}, product[N] = {};
+        if (inside) {
+            const Vec<float, N> mean = load_vec<float, N>(a.mean + c);
+            UNROLL
+            for (int from = 0; from < HELD; from += BATCH) {
+                Vec<T, N> dy[BATCH], x[BATCH];
+                for_each_held_row<BATCH>(a.rows, from, [&](int k, size_t row) {
+                    dy[k] = load_vec<T, N>(in<T>(a.dy) + row * a.cols + c);
+                    x[k] = load_vec<T, N>(in<T>(a.x) + row * a.cols + c);
+                });
+                for_each_held_row<BATCH>(a.rows, from, [&](int k, size_t) {
+                    accumulate(sum, dy[k]);
+                    UNROLL
+                    for (int j = 0; j < N; ++j) product[j] += to_f32(dy[k][j]) * (to_f32(x[k][j]) - mean[j]);
+                });
+            }
+        }
+        add_warps<WARPS>(sum);
+        add_warps<WARPS>(product);
+        if (warp_id() != 0 || !inside) return;
+        float* part = a.part + size_t(blockIdx.x) * a.cols + c;
+        store_sum(part, sum);
+        store_sum(part + size_t(gridDim.x) * a.cols, product);
+    });
+}
+KERNEL_PER_DTYPE_BOUNDS(batch_norm_bwd_part, BatchNormPart, WARPS * WARP)
+
+struct BatchNormCombine {
+    const float* part;  // [2, parts, cols]
+    float* mean;        // [cols]: forward written; backward that of dy
+    float* var;         // [cols]: forward written, biased; backward read
+    float* mean_gx;     // [cols]: of dy and the normalised x (backward)
+    unsigned rows, cols, parts;
+    float eps;          // added to the variance
+};
+
+struct BatchNormTile {
+    float v[TURNS][COLS];
+};
+
+// Sum of `term(part)` over the parts, for the block's columns, in a fixed order; every thread gets its column's. The block
+// is [TURNS, COLS].
 template <class Term>
-__device__ __forceinline__ float column_sum(BatchNormTile& tile, unsigned rows, bool inside, Term term) {
+__device__ __forceinline__ float sum_of_parts(BatchNormTile& tile, unsigned parts, bool inside, Term term) {
     float sum = 0.f;
     if (inside)
-        for (unsigned row = warp_id(); row < rows; row += ROWS) sum += term(row);
+        for (unsigned p = warp_id(); p < parts; p += TURNS) sum += term(p);
     __syncthreads();  // an earlier use of the tile is over
     tile.v[warp_id()][lane_id()] = sum;
     __syncthreads();
-    float total = 0.f;
-    for (int r = 0; r < ROWS; ++r) total += tile.v[r][lane_id()];
-    return total;
-}
-
-struct BatchNormFwd {
-    const void* x;  // [rows, cols] T
-    void* y;        // [rows, cols] T
-    float* mean;    // [cols]
-    float* var;     // [cols]: biased
-    unsigned rows, cols;
-    float eps;      // added to the variance
-    unsigned pad;
-};
-
-template <class T>
-__device__ void batch_norm_fwd(const BatchNormFwd& a) {
-    SMEM(BatchNormTile, tile);
-    const unsigned col = blockIdx.x * COLS + lane_id();
-    const bool inside = col < a.cols;
-    const T* x = in<T>(a.x) + col;
-    const size_t step = a.cols;
-    const float mean = column_sum(tile, a.rows, inside, [&](unsigned row) { return to_f32(x[row * step]); }) / a.rows;
-    const float square = column_sum(tile, a.rows, inside, [&](unsigned row) {
-        const float d = to_f32(x[row * step]) - mean;
-        return d * d;
-    });
-    const float var = square / a.rows, rstd = 1.f / sqrtf(var + a.eps);
-    if (!inside) return;  // no barrier follows
-    for (unsigned row = warp_id(); row < a.rows; row += ROWS)
-        out<T>(a.y)[row * step + col] = from_f32<T>((to_f32(x[row * step]) - mean) * rstd);
     if (warp_id() == 0) {
-        a.mean[col] = mean;
-        a.var[col] = var;
+        for (int r = 1; r < TURNS; ++r) sum += tile.v[r][lane_id()];
+        tile.v[0][lane_id()] = sum;
     }
+    __syncthreads();
+    return tile.v[0][lane_id()];
 }
-KERNEL_PER_DTYPE(batch_norm_fwd, BatchNormFwd)
 
-struct BatchNormBwd {
-    const void* dy;     // [rows, cols] T
-    const void* x;      // [rows, cols] T
-    const float* mean;  // [cols]
-    const float* var;   // [cols]
-    void* dx;           // [rows, cols] T
-    unsigned rows, cols;
-    float eps;
-    unsigned pad;
-};
-
-template <class T>
-__device__ void batch_norm_bwd(const BatchNormBwd& a) {
+// Squares around the common mean from those around the means of the parts (Chan et al. 1979).
+__device__ void batch_norm_fwd_combine_f32_body(const BatchNormCombine& a) {
     SMEM(BatchNormTile, tile);
-    const unsigned col = blockIdx.x * COLS + lane_id();
-    const bool inside = col < a.cols;
-    const T *x = in<T>(a.x) + col, *dy = in<T>(a.dy) + col;
-    const size_t step = a.cols;
-    const float mean = inside ? a.mean[col] : 0.f, rstd = inside ? 1.f / sqrtf(a.var[col] + a.eps) : 0.f;
-    const float mean_g = column_sum(tile, a.rows, inside, [&](unsigned row) { return to_f32(dy[row * step]); }) / a.rows;
-    const float sum_gx = column_sum(tile, a.rows, inside, [&](unsigned row) {
-        return to_f32(dy[row * step]) * (to_f32(x[row * step]) - mean) * rstd;
+    const unsigned c = blockIdx.x * COLS + lane_id();
+    const bool inside = c < a.cols;
+    const float* means = a.part + c;
+    const float* squares = means + size_t(a.parts) * a.cols;
+    const auto count = [&](unsigned p) { return float(min(unsigned(PART_ROWS), a.rows - p * PART_ROWS)); };
+    const float mean =
+        sum_of_parts(tile, a.parts, inside, [&](unsigned p) { return count(p) * means[size_t(p) * a.cols]; }) / a.rows;
+    const float square = sum_of_parts(tile, a.parts, inside, [&](unsigned p) {
+        const float d = means[size_t(p) * a.cols] - mean;
+        return squares[size_t(p) * a.cols] + count(p) * d * d;
     });
-    const float mean_gx = sum_gx / a.rows;
-    if (!inside) return;  // no barrier follows
-    for (unsigned row = warp_id(); row < a.rows; row += ROWS) {
-        const float normed = (to_f32(x[row * step]) - mean) * rstd;
-        out<T>(a.dx)[row * step + col] = from_f32<T>(rstd * (to_f32(dy[row * step]) - mean_g - normed * mean_gx));
-    }
+    if (!inside || warp_id() != 0) return;  // no barrier follows
+    a.mean[c] = mean;
+    a.var[c] = square / a.rows;
 }
-KERNEL_PER_DTYPE(batch_norm_bwd, BatchNormBwd)
+KERNEL(batch_norm_fwd_combine_f32, BatchNormCombine)
+
+__device__ void batch_norm_bwd_combine_f32_body(const BatchNormCombine& a) {
+    SMEM(BatchNormTile, tile);
+    const unsigned c = blockIdx.x * COLS + lane_id();
+    const bool inside = c < a.cols;
+    const float* sums = a.part + c;
+    const float* products = sums + size_t(a.parts) * a.cols;
+    const float sum = sum_of_parts(tile, a.parts, inside, [&](unsigned p) { return sums[size_t(p) * a.cols]; });
+    const float product = sum_of_parts(tile, a.parts, inside, [&](unsigned p) { return products[size_t(p) * a.cols]; });
+    if (!inside || warp_id() != 0) return;  // no barrier follows
+    a.mean[c] = sum / a.rows;
+    a.mean_gx[c] = product / sqrtf(a.var[c] + a.eps) / a.rows;
+}
+KERNEL(batch_norm_bwd_combine_f32, BatchNormCombine)
 
 struct BatchNormNormalize {
     const void* x;      // [rows, cols] T
@@ -100,13 +183,73 @@ struct BatchNormNormalize {
     float eps;
 };
 
-// With given statistics. blockIdx.x covers the columns, blockIdx.y strides over the rows.
+// y = (x - mean) * rstd
 template <class T>
 __device__ void batch_norm_normalize(const BatchNormNormalize& a) {
-    const unsigned col = blockIdx.x * blockDim.x + threadIdx.x;
-    if (col >= a.cols) return;
-    const float mean = a.mean[col], rstd = 1.f / sqrtf(a.var[col] + a.eps);
-    for (unsigned long long row = blockIdx.y; row < a.rows; row += gridDim.y)
-        out<T>(a.y)[row * a.cols + col] = from_f32<T>((to_f32(in<T>(a.x)[row * a.cols + col]) - mean) * rstd);
+    for_each_lane_column<T>(a.cols, [&](unsigned c, bool inside, auto width) {
+        constexpr int N = decltype(width)::value;
+        if (!inside) return;
+        const Vec<float, N> mean = load_vec<float, N>(a.mean + c);
+        Vec<float, N> rstd = load_vec<float, N>(a.var + c);
+        UNROLL
+        for (int j = 0; j < N; ++j) rstd[j] = 1.f / sqrtf(rstd[j] + a.eps);
+#pragma unroll 1
+        for (int from = 0; from < HELD; from += BATCH) {
+            Vec<T, N> x[BATCH];
+            for_each_held_row<BATCH>(a.rows, from, [&](int k, size_t row) {
+                x[k] = load_vec<T, N>(in<T>(a.x) + row * a.cols + c);
+            });
+            for_each_held_row<BATCH>(a.rows, from, [&](int k, size_t row) {
+                UNROLL
+                for (int j = 0; j < N; ++j) x[k][j] = from_f32<T>((to_f32(x[k][j]) - mean[j]) * rstd[j]);
+                store_vec(out<T>(a.y) + row * a.cols + c, x[k]);
+            });
+        }
+    });
 }
-KERNEL_PER_DTYPE(batch_norm_normalize, BatchNormNormalize)
+KERNEL_PER_DTYPE_BOUNDS(batch_norm_normalize, BatchNormNormalize, WARPS * WARP)
+
+struct BatchNormBwd {
+    const void* dy;        // [rows, cols] T
+    const void* x;         // [rows, cols] T
+    const float* mean;     // [cols]
+    const float* var;      // [cols]
+    const float* mean_g;   // [cols]: of dy
+    const float* mean_gx;  // [cols]: of dy and the normalised x
+    void* dx;              // [rows, cols] T
+    unsigned rows, cols;
+    float eps;
+    unsigned pad;
+};
+
+// dx = rstd * (dy - mean_g - normed * mean_gx)
+template <class T>
+__device__ void batch_norm_bwd(const BatchNormBwd& a) {
+    for_each_lane_column<T>(a.cols, [&](unsigned c, bool inside, auto width) {
+        constexpr int N = decltype(width)::value;
+        if (!inside) return;
+        const Vec<float, N> mean = load_vec<float, N>(a.mean + c), mean_g = load_vec<float, N>(a.mean_g + c);
+        const Vec<float, N> mean_gx = load_vec<float, N>(a.mean_gx + c);
+        Vec<float, N> rstd = load_vec<float, N>(a.var + c);
+        UNROLL
+        for (int j = 0; j < N; ++j) rstd[j] = 1.f / sqrtf(rstd[j] + a.eps);
+#pragma unroll 1
+        for (int from = 0; from < HELD; from += BATCH) {
+            Vec<T, N> x[BATCH], dy[BATCH];
+            for_each_held_row<BATCH>(a.rows, from, [&](int k, size_t row) {
+                x[k] = load_vec<T, N>(in<T>(a.x) + row * a.cols + c);
+                dy[k] = load_vec<T, N>(in<T>(a.dy) + row * a.cols + c);
+            });
+            for_each_held_row<BATCH>(a.rows, from, [&](int k, size_t row) {
+                Vec<T, N> dx;
+                UNROLL
+                for (int j = 0; j < N; ++j) {
+                    const float normed = (to_f32(x[k][j]) - mean[j]) * rstd[j];
+                    dx[j] = from_f32<T>(rstd[j] * (to_f32(dy[k][j]) - mean_g[j] - normed * mean_gx[j]));
+                }
+                store_vec(out<T>(a.dx) + row * a.cols + c, dx);
+            });
+        }
+    });
+}
+KERNEL_PER_DTYPE_BOUNDS(batch_norm_bwd, BatchNormBwd, WARPS * WARP)

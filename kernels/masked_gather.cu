@@ -12,14 +12,51 @@ struct MaskedGather {
     unsigned keep;
     Patches patches;
     unsigned vector;    // pixels moved at once: divides patch and width
+    unsigned held;      // 1: patches as `Quads` takes them, read two pixels at once or four
+    unsigned rows_per_block;
     unsigned pad;
 };
 
+// A kept patch by a warp: all of it is read before the first pixel is written.
+template <class S, class T, int V, bool FORWARD>
+__device__ __forceinline__ void move_held(
+    const MaskedGather& a, const Quads<V>& quads, const Channel (&channel)[QUAD_CHANNELS], unsigned row, size_t patch) {
+    const size_t plane = a.patches.plane(), area = quads.area;
+    const size_t line = size_t(row) * a.patches.values();
+    Vec<S, 4> x[QUADS][QUAD_CHANNELS];
+    Vec<T, 4> y[QUADS][QUAD_CHANNELS];
+    UNROLL
+    for (int q = 0; q < QUADS; ++q)
+        if (quads.has(q))
+            UNROLL
+            for (int c = 0; c < QUAD_CHANNELS; ++c)
+                if constexpr (FORWARD)
+                    x[q][c] = quads.load(in<S>(a.from) + patch + c * plane, q);
+                else
+                    y[q][c] = load_vec<T, 4>(in<T>(a.from) + line + c * area + quads.pixel(q));
+    UNROLL
+    for (int q = 0; q < QUADS; ++q)
+        if (quads.has(q))
+            UNROLL
+            for (int c = 0; c < QUAD_CHANNELS; ++c) {
+                UNROLL
+                for (int j = 0; j < 4; ++j)
+                    if constexpr (FORWARD)
+                        y[q][c][j] = from_f32<T>(channel[c].value(x[q][c][j]));
+                    else
+                        x[q][c][j] = from_f32<S>(to_f32(y[q][c][j]) * channel[c].inverse);
+                if constexpr (FORWARD)
+                    store_vec(out<T>(a.to) + line + c * area + quads.pixel(q), y[q][c]);
+                else
+                    quads.store(out<S>(a.to) + patch + c * plane, q, x[q][c]);
+            }
+}
+
 // One warp per kept patch, V pixels per lane and step, the same ones of every channel.
 template <class S, class T, int V, bool FORWARD>
-__device__ __forceinline__ void move_patch(const MaskedGather& a, unsigned row, unsigned id) {
+__device__ __forceinline__ void move_patch(const MaskedGather& a, unsigned row, size_t patch) {
     const unsigned area = a.patches.area();
-    const size_t patch = a.patches.start(row / a.keep, id), line = size_t(row) * a.patches.values();
+    const size_t line = size_t(row) * a.patches.values();
     for (unsigned i = lane_id() * V; i < area; i += WARP * V) {
         size_t pixel = patch + a.patches.offset(i), value = line + i;
         for (unsigned c = 0; c < a.patches.channels; ++c, pixel += a.patches.plane(), value += area) {
@@ -41,23 +78,44 @@ __device__ __forceinline__ void move_patch(const MaskedGather& a, unsigned row, 
     }
 }
 
+// Calls `body(row, first pixel of its patch)` for the rows of this block, a warp each in turn.
+template <class T, bool FORWARD, class Body>
+__device__ __forceinline__ void for_each_patch(const MaskedGather& a, Body body) {
+    const unsigned first = blockIdx.x * a.rows_per_block, last = min(first + a.rows_per_block, a.rows);
+    const unsigned count = a.patches.count(), across = a.patches.across(), values = a.patches.values();
+#pragma unroll 1
+    for (unsigned row = first + warp_id(); row < last; row += blockDim.x / WARP) {
+        const unsigned id = unsigned(a.ids[row]);
+        if (id < count)
+            body(row, a.patches.start(row / a.keep, id, across));
+        else if constexpr (FORWARD)
+            for (unsigned i = lane_id(); i < values; i += WARP)
+                out<T>(a.to)[size_t(row) * values + i] = from_f32<T>(NAN);
+    }
+}
+
+template <class S, class T, int V, bool FORWARD>
+__device__ __forceinline__ void move_all_held(const MaskedGather& a) {
+    const Quads<V> quads(a.patches);
+    const Channel channel[QUAD_CHANNELS] = {
+        {a.norm, QUAD_CHANNELS, 0}, {a.norm, QUAD_CHANNELS, 1}, {a.norm, QUAD_CHANNELS, 2}};
+    for_each_patch<T, FORWARD>(a, [&](unsigned row, size_t patch) {
+        move_held<S, T, V, FORWARD>(a, quads, channel, row, patch);
+    });
+}
+
 template <class S, class T, bool FORWARD>
 __device__ __forceinline__ void move_patches(const MaskedGather& a) {
-    const unsigned row = blockIdx.x * (blockDim.x / WARP) + warp_id();
-    if (row >= a.rows) return;  // whole warps leave; no block barrier follows
-    const unsigned id = unsigned(a.ids[row]);
-    if (id >= a.patches.count()) {
-        if constexpr (FORWARD)
-            for (unsigned i = lane_id(); i < a.patches.values(); i += WARP)
-                out<T>(a.to)[size_t(row) * a.patches.values() + i] = from_f32<T>(NAN);
-        return;
-    }
-    if (a.vector == 4)
-        move_patch<S, T, 4, FORWARD>(a, row, id);
-    else if (a.vector == 2)
-        move_patch<S, T, 2, FORWARD>(a, row, id);
-    else
-        move_patch<S, T, 1, FORWARD>(a, row, id);
+    if (a.held)
+        return a.vector == 4 ? move_all_held<S, T, 4, FORWARD>(a) : move_all_held<S, T, 2, FORWARD>(a);
+    for_each_patch<T, FORWARD>(a, [&](unsigned row, size_t patch) {
+        if (a.vector == 4)
+            move_patch<S, T, 4, FORWARD>(a, row, patch);
+        else if (a.vector == 2)
+            move_patch<S, T, 2, FORWARD>(a, row, patch);
+        else
+            move_patch<S, T, 1, FORWARD>(a, row, patch);
+    });
 }
 
 template <class T>

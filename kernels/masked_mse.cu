@@ -2,7 +2,7 @@
 // norm_pix normalised per patch: t = (x - mean) / sqrt(var + eps), var with P - 1. Means are taken of differences to the
 // patch's first value, in two passes: a patch of one colour gives exactly 0 and a nearly constant one keeps its digits.
 // Reference and gradient: src/ops/masked_mse.
-// narrow-ok: masked_mse_* four pixels at a time, which 16-bit and 8-bit types fill to 8 and 4 bytes
+// narrow-ok: masked_mse_* four values at a time, which 16-bit and 8-bit types fill to 8 and 4 bytes
 #include "pixels.cuh"
 
 struct MaskedMse {
@@ -19,11 +19,160 @@ struct MaskedMse {
     Patches patches;
     unsigned vector;     // pixels read at once: divides patch and width
     unsigned norm_pix;   // 0 or 1
-    unsigned staged;     // 1: shared memory holds [warps, values rounded up to 4] f32
+    unsigned held;       // 1: patches as `Quads` takes them, read two pixels at once or four
+    unsigned staged;     // 1, always with `held`: shared memory holds [warps, values rounded up to 4] f32
+    unsigned rows_per_block;
     float eps;           // added to the variance
     float scale;         // 2 / (rows * values) (backward)
     unsigned pad;
 };
+
+__device__ __forceinline__ bool inside(const MaskedMse& a, unsigned id) { return id < a.patches.count(); }
+
+__device__ __forceinline__ void store_stats(const MaskedMse& a, unsigned row, float2 stats) {
+    if (lane_id() != 0) return;
+    a.stats[2 * size_t(row)] = stats.x;
+    a.stats[2 * size_t(row) + 1] = stats.y;
+}
+
+template <class T>
+__device__ __forceinline__ void nan_row(const MaskedMse& a, unsigned row) {
+    const unsigned values = a.patches.values();
+    for (unsigned i = lane_id(); i < values; i += WARP) out<T>(a.dpred)[size_t(row) * values + i] = from_f32<T>(NAN);
+}
+
+// ---- patches in registers --------------------------------------------------------------------------------------------
+
+// The pixels of a patch in the order of the prediction, as a lane reads them: those of its quads, 0 for one it lacks.
+struct HeldPatch {
+    static constexpr int N = 4 * QUAD_CHANNELS;  // values of a quad
+    float t[QUADS][N];
+
+    template <class S, int V>
+    __device__ __forceinline__ HeldPatch(
+        const Quads<V>& quads, const S* image, size_t plane, const Channel (&channel)[QUAD_CHANNELS]) {
+        Vec<S, 4> x[QUADS][QUAD_CHANNELS] = {};
+        UNROLL
+        for (int q = 0; q < QUADS; ++q)
+            if (quads.has(q))
+                UNROLL
+                for (int c = 0; c < QUAD_CHANNELS; ++c) x[q][c] = quads.load(image + c * plane, q);
+        UNROLL
+        for (int q = 0; q < QUADS; ++q)
+            UNROLL
+            for (int i = 0; i < N; ++i)
+                t[q][i] = channel[i % QUAD_CHANNELS].value(x[q][i % QUAD_CHANNELS][i / QUAD_CHANNELS]);
+    }
+
+    // Every value less `x`.
+    __device__ __forceinline__ void subtract(float x) {
+        UNROLL
+        for (int q = 0; q < QUADS; ++q)
+            UNROLL
+            for (int i = 0; i < N; ++i) t[q][i] -= x;
+    }
+
+    // Sum over the patch of `term(value)`.
+    template <int V, class Term>
+    __device__ __forceinline__ float sum(const Quads<V>& quads, Term term) const {
+        float sum = 0.f;
+        UNROLL
+        for (int q = 0; q < QUADS; ++q)
+            if (quads.has(q))
+                UNROLL
+                for (int i = 0; i < N; ++i) sum += term(t[q][i]);
+        return warp_sum(sum);
+    }
+
+    // Makes the first value 0, which keeps the digits of a nearly constant patch.
+    __device__ __forceinline__ void from_first() { subtract(__shfl_sync(FULL_MASK, t[0][0], 0)); }
+
+    // Then the mean, and returns it and 1 / sqrt(var + eps).
+    template <int V>
+    __device__ __forceinline__ float2 centre(const Quads<V>& quads, float eps) {
+        const unsigned values = quads.area * QUAD_CHANNELS;
+        const float mean = sum(quads, [](float x) { return x; }) / values;
+        subtract(mean);
+        const float var = sum(quads, [](float x) { return x * x; }) / (values - 1);
+        return make_float2(mean, 1.f / sqrtf(var + eps));
+    }
+
+    // The targets, `rstd` times the values, into `tile`: the prediction is read and written in another division among the lanes, side by side.
+    template <int V>
+    __device__ __forceinline__ void store(const Quads<V>& quads, float rstd, float* tile) const {
+        UNROLL
+        for (int q = 0; q < QUADS; ++q)
+            if (quads.has(q))
+                UNROLL
+                for (int k = 0; k < N / 4; ++k) {
+                    Vec<float, 4> v;
+                    UNROLL
+                    for (int j = 0; j < 4; ++j) v[j] = t[q][4 * k + j] * rstd;
+                    store_vec(tile + QUAD_CHANNELS * quads.pixel(q) + 4 * k, v);
+                }
+    }
+};
+
+// Rows of a block, a warp each in turn: a patch is read once, all of it before the first value is used.
+template <class S, class T, int V, bool FORWARD>
+__device__ __forceinline__ float rows_held(const MaskedMse& a, unsigned first, unsigned last, float* shared) {
+    constexpr int ACCESSES = QUADS * QUAD_CHANNELS;  // of four values of a prediction, by a lane
+    const Quads<V> quads(a.patches);
+    const size_t plane = a.patches.plane();
+    const unsigned values = a.patches.values(), count = a.patches.count(), across = a.patches.across();
+    const Channel channel[QUAD_CHANNELS] = {
+        {a.norm, QUAD_CHANNELS, 0}, {a.norm, QUAD_CHANNELS, 1}, {a.norm, QUAD_CHANNELS, 2}};
+    const float factor = FORWARD ? 0.f : a.scale * a.dloss[0];
+    float* const tile = shared + warp_id() * values;
+    float sum = 0.f;
+#pragma unroll 1
+    for (unsigned row = first + warp_id(); row < last; row += blockDim.x / WARP) {
+        const unsigned id = unsigned(a.ids[row]);
+        if (id >= count) {
+            sum = NAN;  // stats stay unwritten: the backward tests the index again
+            if (!FORWARD) nan_row<T>(a, row);
+            continue;
+        }
+        const size_t at = size_t(row) * values + 4 * lane_id();
+        const auto has = [&](int k) { return unsigned(k * WARP + lane_id()) * 4 < values; };
+        Vec<T, 4> pred[ACCESSES];
+        UNROLL
+        for (int k = 0; k < ACCESSES; ++k)
+            if (has(k)) pred[k] = load_vec<T, 4>(in<T>(a.pred) + at + 4 * WARP * k);
+        const S* image = in<S>(a.images) + a.patches.start(row / a.scored, id, across);
+        HeldPatch patch(quads, image, plane, channel);
+        if (a.norm_pix) patch.from_first();
+        float2 stats = make_float2(0.f, 1.f);  // mean, rstd
+        if (FORWARD) {
+            if (a.norm_pix) stats = patch.centre(quads, a.eps);
+            store_stats(a, row, stats);
+        } else {
+            stats = make_float2(a.stats[2 * size_t(row)], a.stats[2 * size_t(row) + 1]);
+            if (a.norm_pix) patch.subtract(stats.x);
+        }
+        __syncwarp();  // the tile is free again
+        patch.store(quads, stats.y, tile);
+        __syncwarp();
+        UNROLL
+        for (int k = 0; k < ACCESSES; ++k) {
+            if (!has(k)) break;
+            const Vec<float, 4> t = load_vec<float, 4>(tile + 4 * (k * WARP + lane_id()));
+            Vec<T, 4> dx;
+            UNROLL
+            for (int j = 0; j < 4; ++j) {
+                const float d = to_f32(pred[k][j]) - t[j];
+                if (FORWARD)
+                    sum += d * d;
+                else
+                    dx[j] = from_f32<T>(factor * d);
+            }
+            if (!FORWARD) store_vec(out<T>(a.dpred) + at + 4 * WARP * k, dx);
+        }
+    }
+    return sum;
+}
+
+// ---- patches of any size ---------------------------------------------------------------------------------------------
 
 // The pixels of one patch, owned by a warp. Staged ones lie in shared memory channel by channel, as they come; others
 // are read from the image every time.
@@ -53,7 +202,7 @@ struct Target {
 
     __device__ __forceinline__ Target(const MaskedMse& args, unsigned row, unsigned id, float* shared)
         : a(args),
-          image(in<S>(args.images) + args.patches.start(row / args.scored, id)),
+          image(in<S>(args.images) + args.patches.start(row / args.scored, id, args.patches.across())),
           tile(args.staged ? shared + size_t(warp_id()) * ((args.patches.values() + 3) / 4 * 4) : nullptr) {
         if (!tile) return;
         if (a.vector == 4)
@@ -125,7 +274,7 @@ __device__ __forceinline__ float squares(const Target<S>& target, const PatchSca
             sum += d * d;
         }
     });
-    return warp_sum(sum);
+    return sum;
 }
 
 template <class S, class T, int N>
@@ -140,52 +289,32 @@ __device__ __forceinline__ void gradient(
     });
 }
 
-// One warp per row; every thread reaches the block's sum.
+// The sum of squares of a lane.
 template <class S, class T>
-__device__ __forceinline__ void forward(const MaskedMse& a) {
-    DYN_SMEM(shared);
-    const unsigned row = blockIdx.x * (blockDim.x / WARP) + warp_id(), values = a.patches.values();
-    float sum = 0.f;
-    if (row < a.rows) {
-        const unsigned id = unsigned(a.ids[row]);
-        if (id < a.patches.count()) {
-            const Target<S> target(a, row, id, reinterpret_cast<float*>(shared));
-            PatchScale scale = {0.f, 0.f, 1.f};
-            if (a.norm_pix) {
-                scale.first = target.at(0);
-                const float2 s = target.statistics(scale.first);
-                scale.mean = s.x, scale.rstd = s.y;
-            }
-            const T* pred = in<T>(a.pred) + size_t(row) * values;
-            sum = values % 4 == 0 ? squares<S, T, 4>(target, scale, pred) : squares<S, T, 1>(target, scale, pred);
-            if (lane_id() == 0) {
-                a.stats[2 * size_t(row)] = scale.mean;
-                a.stats[2 * size_t(row) + 1] = scale.rstd;
-            }
-        } else {
-            sum = NAN;  // stats stay unwritten: the backward tests the index again
-        }
+__device__ __forceinline__ float forward_row(const MaskedMse& a, unsigned row, float* shared) {
+    const unsigned id = unsigned(a.ids[row]), values = a.patches.values();
+    if (!inside(a, id)) return NAN;  // stats stay unwritten: the backward tests the index again
+    const Target<S> target(a, row, id, shared);
+    PatchScale scale = {0.f, 0.f, 1.f};
+    if (a.norm_pix) {
+        scale.first = target.at(0);
+        const float2 s = target.statistics(scale.first);
+        scale.mean = s.x, scale.rstd = s.y;
     }
-    const float total = block_sum(lane_id() == 0 ? sum : 0.f);
-    if (threadIdx.x == 0) a.part[blockIdx.x] = total;
+    store_stats(a, row, make_float2(scale.mean, scale.rstd));
+    const T* pred = in<T>(a.pred) + size_t(row) * values;
+    return values % 4 == 0 ? squares<S, T, 4>(target, scale, pred) : squares<S, T, 1>(target, scale, pred);
 }
 
-// One warp per row.
 template <class S, class T>
-__device__ __forceinline__ void backward(const MaskedMse& a) {
-    DYN_SMEM(shared);
-    const unsigned row = blockIdx.x * (blockDim.x / WARP) + warp_id(), values = a.patches.values();
-    if (row >= a.rows) return;  // whole warps leave; no block barrier follows
-    const T* pred = in<T>(a.pred) + size_t(row) * values;
-    T* dpred = out<T>(a.dpred) + size_t(row) * values;
-    const unsigned id = unsigned(a.ids[row]);
-    if (id >= a.patches.count()) {
-        for (unsigned i = lane_id(); i < values; i += WARP) dpred[i] = from_f32<T>(NAN);
-        return;
-    }
-    const Target<S> target(a, row, id, reinterpret_cast<float*>(shared));
+__device__ __forceinline__ void backward_row(const MaskedMse& a, unsigned row, float* shared) {
+    const unsigned id = unsigned(a.ids[row]), values = a.patches.values();
+    if (!inside(a, id)) return nan_row<T>(a, row);
+    const Target<S> target(a, row, id, shared);
     const float first = a.norm_pix ? target.at(0) : 0.f;
     const PatchScale scale = {first, a.stats[2 * size_t(row)], a.stats[2 * size_t(row) + 1]};
+    const T* pred = in<T>(a.pred) + size_t(row) * values;
+    T* dpred = out<T>(a.dpred) + size_t(row) * values;
     const float factor = a.scale * a.dloss[0];
     if (values % 4 == 0)
         gradient<S, T, 4>(target, scale, factor, pred, dpred);
@@ -193,53 +322,89 @@ __device__ __forceinline__ void backward(const MaskedMse& a) {
         gradient<S, T, 1>(target, scale, factor, pred, dpred);
 }
 
+// ---- kernels ---------------------------------------------------------------------------------------------------------
+
+// The rows of this block, one per warp if they are not held; a lane's sum of squares.
+template <class S, class T, bool FORWARD>
+__device__ __forceinline__ float rows(const MaskedMse& a) {
+    DYN_SMEM(shared);
+    const unsigned first = blockIdx.x * a.rows_per_block, last = min(first + a.rows_per_block, a.rows);
+    float* const tiles = reinterpret_cast<float*>(shared);
+    if (a.held)
+        return a.vector == 4 ? rows_held<S, T, 4, FORWARD>(a, first, last, tiles)
+                             : rows_held<S, T, 2, FORWARD>(a, first, last, tiles);
+    const unsigned row = first + warp_id();
+    if (row >= last) return 0.f;
+    if (FORWARD) return forward_row<S, T>(a, row, tiles);
+    backward_row<S, T>(a, row, tiles);
+    return 0.f;
+}
+
+// Every thread reaches the block's sum.
+template <class S, class T>
+__device__ __forceinline__ void forward(const MaskedMse& a) {
+    const float total = block_sum(rows<S, T, true>(a));
+    if (threadIdx.x == 0) a.part[blockIdx.x] = total;
+}
+
+template <class S, class T>
+__device__ __forceinline__ void backward(const MaskedMse& a) {
+    rows<S, T, false>(a);
+}
+
+// Six blocks to a multiprocessor, so that enough patches are under way: 80 registers.
+#define PATCH_KERNELS(name)                                \
+    KERNEL_DTYPE_BOUNDS(name, f32, float, MaskedMse, 128, 6) \
+    KERNEL_DTYPE_BOUNDS(name, bf16, bf16, MaskedMse, 128, 6) \
+    KERNEL_DTYPE_BOUNDS(name, f16, f16, MaskedMse, 128, 6)
+
 template <class T>
 __device__ void masked_mse_fwd_from_u8(const MaskedMse& a) {
     forward<unsigned char, T>(a);
 }
-KERNEL_PER_DTYPE(masked_mse_fwd_from_u8, MaskedMse)
+PATCH_KERNELS(masked_mse_fwd_from_u8)
 
 template <class T>
 __device__ void masked_mse_fwd_from_f32(const MaskedMse& a) {
     forward<float, T>(a);
 }
-KERNEL_PER_DTYPE(masked_mse_fwd_from_f32, MaskedMse)
+PATCH_KERNELS(masked_mse_fwd_from_f32)
 
 template <class T>
 __device__ void masked_mse_fwd_from_bf16(const MaskedMse& a) {
     forward<bf16, T>(a);
 }
-KERNEL_PER_DTYPE(masked_mse_fwd_from_bf16, MaskedMse)
+PATCH_KERNELS(masked_mse_fwd_from_bf16)
 
 template <class T>
 __device__ void masked_mse_fwd_from_f16(const MaskedMse& a) {
     forward<f16, T>(a);
 }
-KERNEL_PER_DTYPE(masked_mse_fwd_from_f16, MaskedMse)
+PATCH_KERNELS(masked_mse_fwd_from_f16)
 
 template <class T>
 __device__ void masked_mse_bwd_from_u8(const MaskedMse& a) {
     backward<unsigned char, T>(a);
 }
-KERNEL_PER_DTYPE(masked_mse_bwd_from_u8, MaskedMse)
+PATCH_KERNELS(masked_mse_bwd_from_u8)
 
 template <class T>
 __device__ void masked_mse_bwd_from_f32(const MaskedMse& a) {
     backward<float, T>(a);
 }
-KERNEL_PER_DTYPE(masked_mse_bwd_from_f32, MaskedMse)
+PATCH_KERNELS(masked_mse_bwd_from_f32)
 
 template <class T>
 __device__ void masked_mse_bwd_from_bf16(const MaskedMse& a) {
     backward<bf16, T>(a);
 }
-KERNEL_PER_DTYPE(masked_mse_bwd_from_bf16, MaskedMse)
+PATCH_KERNELS(masked_mse_bwd_from_bf16)
 
 template <class T>
 __device__ void masked_mse_bwd_from_f16(const MaskedMse& a) {
     backward<f16, T>(a);
 }
-KERNEL_PER_DTYPE(masked_mse_bwd_from_f16, MaskedMse)
+PATCH_KERNELS(masked_mse_bwd_from_f16)
 
 struct MaskedMseReduce {
     const float* part;  // [parts]

@@ -30,65 +30,62 @@ __device__ void masked_scatter_fwd(const MaskedScatterFwd& a) {
     const T* x = from > a.keep ? in<T>(a.mask) : in<T>(a.z) + (size_t(image) * (a.keep + 1) + from) * a.cols;
     add_rows(out<T>(a.y) + size_t(row) * a.cols, x, in<T>(a.pos) + size_t(t) * a.cols, a.cols);
 }
-KERNEL_PER_DTYPE(masked_scatter_fwd, MaskedScatterFwd)
+ROW_KERNELS(masked_scatter_fwd, MaskedScatterFwd)
 
 struct MaskedScatterBwd {
     const void* dy;          // [batch, 1 + len, cols] T
     const int* ids_restore;  // [batch, len]
     void* dz;                // [batch, 1 + keep, cols] T
-    float* part;             // [parts, cols]: masked rows of rows_per_part rows, summed; null: not wanted
-    float* dpos;             // [1 + len, cols]
-    unsigned rows;           // batch * (1 + len)
-    unsigned keep, len, cols, rows_per_part, batch;
+    float* part;             // [1 + len, cols]: masked rows of a token, summed over the images; null: not wanted
+    float* dpos;             // [1 + len, cols]; null: not wanted
+    unsigned batch, keep, len, cols;
 };
 
-// Rows loaded before the first is used: the compiler may not move a load of dy over a store to dz.
+#define SUM_WARPS 8  // of a block
+// Images loaded before the first is used: the compiler may not move a load of dy over a store to dz.
 constexpr int BATCH = 4;
 
-// blockIdx.x owns rows_per_part rows: each is copied to dz or added to the block's share of the mask token's gradient,
-// so dy is read once.
+// blockIdx.x is a token of every image, its warps take the images in turn: each row is copied to dz or added to the
+// mask token's gradient, and all of them are the gradient of the position, so dy is read once.
 template <class T>
 __device__ void masked_scatter_bwd(const MaskedScatterBwd& a) {
-    const unsigned first = blockIdx.x * a.rows_per_part;
-    const unsigned last = min(first + a.rows_per_part, a.rows);
-    for_each_column<T>(a.cols, [&](size_t c, auto width) {
+    const unsigned t = blockIdx.x;
+    for_each_lane_column<T>(a.cols, [&](unsigned c, bool inside, auto width) {
         constexpr int N = decltype(width)::value;
-        float sum[N] = {};
-        unsigned image = first / (a.len + 1), t = first % (a.len + 1);
-        for (unsigned row = first; row < last; row += BATCH) {
+        float kept[N] = {}, masked[N] = {};
+#pragma unroll 1
+        for (unsigned first = warp_id(); inside && first < a.batch; first += BATCH * SUM_WARPS) {
             Vec<T, N> dy[BATCH];
-            UNROLL
-            for (int j = 0; j < BATCH; ++j)
-                dy[j] = load_vec<T, N>(in<T>(a.dy) + size_t(min(row + j, last - 1)) * a.cols + c);
+            unsigned to[BATCH];
             UNROLL
             for (int j = 0; j < BATCH; ++j) {
-                if (row + j >= last) break;
-                const unsigned to = source(a.ids_restore, image, t, a.keep, a.len);
-                if (to <= a.keep)
-                    store_vec(out<T>(a.dz) + (size_t(image) * (a.keep + 1) + to) * a.cols + c, dy[j]);
-                else
-                    accumulate(sum, dy[j]);
-                if (++t > a.len) t = 0, ++image;
+                const unsigned image = first + j * SUM_WARPS;
+                if (image >= a.batch) break;
+                to[j] = source(a.ids_restore, image, t, a.keep, a.len);
+                dy[j] = load_vec<T, N>(in<T>(a.dy) + (size_t(image) * (a.len + 1) + t) * a.cols + c);
+            }
+            UNROLL
+            for (int j = 0; j < BATCH; ++j) {
+                const unsigned image = first + j * SUM_WARPS;
+                if (image >= a.batch) break;
+                if (to[j] <= a.keep) {
+                    store_vec(out<T>(a.dz) + (size_t(image) * (a.keep + 1) + to[j]) * a.cols + c, dy[j]);
+                    accumulate(kept, dy[j]);
+                } else {
+                    accumulate(masked, dy[j]);
+                }
             }
         }
-        if (a.part) store_sum(a.part + size_t(blockIdx.x) * a.cols + c, sum);
+        if (a.part || a.dpos) add_warps<SUM_WARPS>(masked);
+        if (a.dpos) add_warps<SUM_WARPS>(kept);
+        if (warp_id() != 0 || !inside) return;
+        if (a.part) store_sum(a.part + size_t(t) * a.cols + c, masked);
+        UNROLL
+        for (int j = 0; j < N; ++j) kept[j] += masked[j];
+        if (a.dpos) store_sum(a.dpos + size_t(t) * a.cols + c, kept);
     });
 }
-KERNEL_PER_DTYPE(masked_scatter_bwd, MaskedScatterBwd)
+KERNEL_PER_DTYPE_BOUNDS(masked_scatter_bwd, MaskedScatterBwd, SUM_WARPS * WARP)
 
 __device__ void masked_scatter_bwd_reduce_f32_body(const ColumnSum& a) { column_sum(a); }
 KERNEL(masked_scatter_bwd_reduce_f32, ColumnSum)
-
-// dpos: blockIdx.x is a row of the table and sums it over the images.
-template <class T>
-__device__ void masked_scatter_bwd_pos(const MaskedScatterBwd& a) {
-    for_each_column<T>(a.cols, [&](size_t c, auto width) {
-        constexpr int N = decltype(width)::value;
-        const T* dy = in<T>(a.dy) + size_t(blockIdx.x) * a.cols + c;
-        float sum[N] = {};
-        for (unsigned b = 0; b < a.batch; ++b)
-            accumulate(sum, load_vec<T, N>(dy + size_t(b) * (a.len + 1) * a.cols));
-        store_sum(a.dpos + size_t(blockIdx.x) * a.cols + c, sum);
-    });
-}
-KERNEL_PER_DTYPE(masked_scatter_bwd_pos, MaskedScatterBwd)

@@ -9,43 +9,33 @@ struct MeanPool {
     unsigned pad;
 };
 
-// blockIdx.x is the sequence, blockIdx.y strides over groups of 32 * N columns. The warps of a block take rows in turn
-// and meet in shared memory.
-template <class T, int N>
-__device__ __forceinline__ void pool_columns(const MeanPool& a) {
-    SMEM(Floats<8 * WARP * N>, partial);  // [N, warps, 32]
-    const unsigned warps = blockDim.x / WARP;
-    const T* x = in<T>(a.from) + size_t(blockIdx.x) * a.rows * a.cols;
-    for (unsigned first = blockIdx.y * WARP * N; first < a.cols; first += gridDim.y * WARP * N) {
-        const unsigned c = first + lane_id() * N;
-        float sum[N] = {};
-        if (c < a.cols)
-            for (unsigned r = a.skip + warp_id(); r < a.rows; r += warps)
-                accumulate(sum, load_vec<T, N>(x + size_t(r) * a.cols + c));
-        UNROLL
-        for (int j = 0; j < N; ++j) partial.v[j * blockDim.x + threadIdx.x] = sum[j];
-        __syncthreads();
-        if (warp_id() == 0 && c < a.cols) {
-            Vec<T, N> y;
-            UNROLL
-            for (int j = 0; j < N; ++j) {
-                float total = 0.f;
-                for (unsigned w = 0; w < warps; ++w) total += partial.v[j * blockDim.x + w * WARP + lane_id()];
-                y[j] = from_f32<T>(total * a.scale);
-            }
-            store_vec(out<T>(a.to) + size_t(blockIdx.x) * a.cols + c, y);
-        }
-        __syncthreads();  // before the next group overwrites `partial`
-    }
-}
+// Rows of a warp that are under way at once.
+constexpr int BATCH = 8;
 
+// blockIdx.x is the sequence. The warps of a block take rows in turn and meet in shared memory.
 template <class T>
 __device__ void mean_pool_fwd(const MeanPool& a) {
-    constexpr int N = 16 / int(sizeof(T));
-    if (a.cols % N == 0)
-        pool_columns<T, N>(a);
-    else
-        pool_columns<T, 1>(a);
+    const unsigned warps = blockDim.x / WARP;
+    for_each_lane_column<T>(a.cols, [&](unsigned c, bool inside, auto width) {
+        constexpr int N = decltype(width)::value;
+        const T* x = in<T>(a.from) + size_t(blockIdx.x) * a.rows * a.cols + c;
+        float sum[N] = {};
+        for (unsigned first = a.skip + warp_id(); first < a.rows; first += BATCH * warps) {
+            Vec<T, N> row[BATCH];
+            UNROLL
+            for (int j = 0; j < BATCH; ++j)
+                if (inside && first + j * warps < a.rows) row[j] = load_vec<T, N>(x + size_t(first + j * warps) * a.cols);
+            UNROLL
+            for (int j = 0; j < BATCH; ++j)
+                if (inside && first + j * warps < a.rows) accumulate(sum, row[j]);
+        }
+        add_warps<8>(sum);
+        if (warp_id() != 0 || !inside) return;
+        Vec<T, N> y;
+        UNROLL
+        for (int j = 0; j < N; ++j) y[j] = from_f32<T>(sum[j] * a.scale);
+        store_vec(out<T>(a.to) + size_t(blockIdx.x) * a.cols + c, y);
+    });
 }
 KERNEL_PER_DTYPE(mean_pool_fwd, MeanPool)
 

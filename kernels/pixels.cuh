@@ -18,12 +18,13 @@ struct Unit<unsigned char> {
 struct Patches {
     unsigned channels, height, width, patch;
 
-    __device__ __forceinline__ unsigned count() const { return height / patch * (width / patch); }
+    __device__ __forceinline__ unsigned count() const { return height / patch * across(); }
     __device__ __forceinline__ unsigned area() const { return patch * patch; }
     __device__ __forceinline__ unsigned values() const { return channels * area(); }
-    // Offset of the first pixel of patch `id` of image `image`.
-    __device__ __forceinline__ size_t start(unsigned image, unsigned id) const {
-        const unsigned across = width / patch;
+    // Patches in a row of the image.
+    __device__ __forceinline__ unsigned across() const { return width / patch; }
+    // Offset of the first pixel of patch `id` of image `image`; `across` is worked out once for many of them.
+    __device__ __forceinline__ size_t start(unsigned image, unsigned id, unsigned across) const {
         return size_t(image) * channels * height * width + size_t(id / across) * patch * width + id % across * patch;
     }
     // Elements of one channel of an image.
@@ -42,5 +43,48 @@ struct Channel {
     template <class S>
     __device__ __forceinline__ float value(S x) const {
         return (to_f32(x) * Unit<S>::value - mean) * inverse;
+    }
+};
+
+// Patches of three channels and 4 to 256 pixels, a multiple of 4, by the lanes of a warp: a lane has the quads `lane` and
+// `lane + 32` of four pixels, in the order of the patch. V pixels at a time stay in a row of pixels; a quad need not.
+#define QUADS 2
+#define QUAD_CHANNELS 3
+
+template <int V>
+struct Quads {
+    unsigned area;
+    unsigned offset[QUADS][4 / V];  // from the patch's first pixel, in the same channel
+
+    __device__ __forceinline__ explicit Quads(const Patches& p) : area(p.area()) {
+        UNROLL
+        for (int q = 0; q < QUADS; ++q)
+            UNROLL
+            for (int v = 0; v < 4 / V; ++v) offset[q][v] = unsigned(p.offset(pixel(q) + v * V));
+    }
+    // First pixel of quad q of this lane.
+    __device__ __forceinline__ unsigned pixel(int q) const { return (q * WARP + lane_id()) * 4; }
+    __device__ __forceinline__ bool has(int q) const { return pixel(q) < area; }
+    // Quad q, where the lane has it, of the channel whose first pixel of the patch is *x.
+    template <class S>
+    __device__ __forceinline__ Vec<S, 4> load(const S* x, int q) const {
+        Vec<S, 4> quad;
+        UNROLL
+        for (int v = 0; v < 4 / V; ++v) {
+            const Vec<S, V> part = load_vec<S, V>(x + offset[q][v]);
+            UNROLL
+            for (int j = 0; j < V; ++j) quad[v * V + j] = part[j];
+        }
+        return quad;
+    }
+    template <class S>
+    __device__ __forceinline__ void store(S* x, int q, const Vec<S, 4>& quad) const {
+        UNROLL
+        for (int v = 0; v < 4 / V; ++v) {
+            Vec<S, V> part;
+            UNROLL
+            for (int j = 0; j < V; ++j) part[j] = quad[v * V + j];
+            store_vec(x + offset[q][v], part);
+        }
     }
 };

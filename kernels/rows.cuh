@@ -2,6 +2,12 @@
 #pragma once
 #include "elementwise.cuh"
 
+// Kernels of a warp to a row for every type: four blocks of at most 256 threads to a multiprocessor, so 64 registers.
+#define ROW_KERNELS(name, Args)                          \
+    KERNEL_DTYPE_BOUNDS(name, f32, float, Args, 256, 4)  \
+    KERNEL_DTYPE_BOUNDS(name, bf16, bf16, Args, 256, 4)  \
+    KERNEL_DTYPE_BOUNDS(name, f16, f16, Args, 256, 4)
+
 // Row the warp is responsible for, with one warp per row.
 __device__ __forceinline__ unsigned warp_row() { return blockIdx.x * (blockDim.x / WARP) + warp_id(); }
 
@@ -49,25 +55,55 @@ __device__ __forceinline__ void for_each_held(unsigned cols, Body body) {
     }
 }
 
+// Calls `body(first, Width<N>)` so that the accesses first + j * 32 * N for j below BATCH, where below `cols`, cover a row
+// with the lanes of a warp. A body loads BATCH of them before it stores the first: the compiler may not move a load over a
+// store. Rows of whole packs start at multiples of 16 bytes.
+template <class T, int BATCH, class Body>
+__device__ __forceinline__ void for_each_batch_in_row(unsigned cols, Body body) {
+    constexpr int N = 16 / int(sizeof(T));
+    if (cols % N == 0)
+        for (unsigned first = lane_id() * N; first < cols; first += BATCH * WARP * N) body(first, Width<N>{});
+    else
+        for (unsigned first = lane_id(); first < cols; first += BATCH * WARP) body(first, Width<1>{});
+}
+
 // y = x
 template <class T>
 __device__ __forceinline__ void copy_row(T* y, const T* x, unsigned cols) {
-    for_each_in_row<T>(cols, [&](size_t i, auto width) {
+    constexpr int BATCH = 4;
+    for_each_batch_in_row<T, BATCH>(cols, [&](unsigned first, auto width) {
         constexpr int N = decltype(width)::value;
-        store_vec(y + i, load_vec<T, N>(x + i));
+        Vec<T, N> v[BATCH];
+        UNROLL
+        for (int j = 0; j < BATCH; ++j)
+            if (first + j * WARP * N < cols) v[j] = load_vec<T, N>(x + first + j * WARP * N);
+        UNROLL
+        for (int j = 0; j < BATCH; ++j)
+            if (first + j * WARP * N < cols) store_vec(y + first + j * WARP * N, v[j]);
     });
 }
 
 // y = a + b
 template <class T>
 __device__ __forceinline__ void add_rows(T* y, const T* a, const T* b, unsigned cols) {
-    for_each_in_row<T>(cols, [&](size_t i, auto width) {
+    constexpr int BATCH = 2;
+    for_each_batch_in_row<T, BATCH>(cols, [&](unsigned first, auto width) {
         constexpr int N = decltype(width)::value;
-        const Vec<T, N> u = load_vec<T, N>(a + i), v = load_vec<T, N>(b + i);
-        Vec<T, N> sum;
+        Vec<T, N> u[BATCH], v[BATCH];
         UNROLL
-        for (int j = 0; j < N; ++j) sum[j] = from_f32<T>(to_f32(u[j]) + to_f32(v[j]));
-        store_vec(y + i, sum);
+        for (int j = 0; j < BATCH; ++j) {
+            const unsigned c = first + j * WARP * N;
+            if (c < cols) u[j] = load_vec<T, N>(a + c), v[j] = load_vec<T, N>(b + c);
+        }
+        UNROLL
+        for (int j = 0; j < BATCH; ++j) {
+            const unsigned c = first + j * WARP * N;
+            if (c >= cols) break;
+            Vec<T, N> sum;
+            UNROLL
+            for (int i = 0; i < N; ++i) sum[i] = from_f32<T>(to_f32(u[j][i]) + to_f32(v[j][i]));
+            store_vec(y + c, sum);
+        }
     });
 }
 
@@ -75,13 +111,6 @@ __device__ __forceinline__ void add_rows(T* y, const T* a, const T* b, unsigned 
 template <class T>
 __device__ __forceinline__ void fill_row(T* y, float value, unsigned cols) {
     for (unsigned i = lane_id(); i < cols; i += WARP) y[i] = from_f32<T>(value);
-}
-
-// Calls `body(i, Width<N>)` over `cols` columns with the threads of the blocks of one blockIdx.x.
-template <class T, class Body>
-__device__ __forceinline__ void for_each_column(unsigned cols, Body body) {
-    const size_t thread = size_t(blockIdx.y) * blockDim.x + threadIdx.x;
-    for_each_pack<T>(cols, thread, size_t(gridDim.y) * blockDim.x, cols % (16 / sizeof(T)) == 0, body);
 }
 
 // sum += x
@@ -98,6 +127,38 @@ __device__ __forceinline__ void store_sum(float* to, const float (&sum)[N]) {
     UNROLL
     for (int j = 0; j < N; ++j) x[j] = sum[j];
     store_vec(to, x);
+}
+
+// Sums `x` over the warps of a block, at most MAX_WARPS; warp 0 has the sum. Every thread of the block calls it.
+template <int MAX_WARPS, int N>
+__device__ __forceinline__ void add_warps(float (&x)[N]) {
+    SMEM(Floats<MAX_WARPS * WARP * N>, partial);  // [N, warps, 32]
+    __syncthreads();  // an earlier use of `partial` is over
+    UNROLL
+    for (int j = 0; j < N; ++j) partial.v[j * blockDim.x + threadIdx.x] = x[j];
+    __syncthreads();
+    if (warp_id() != 0) return;
+    const unsigned warps = blockDim.x / WARP;
+    UNROLL
+    for (int j = 0; j < N; ++j) {
+        x[j] = 0.f;
+        for (unsigned w = 0; w < warps; ++w) x[j] += partial.v[j * blockDim.x + w * WARP + lane_id()];
+    }
+}
+
+// Calls `body(c, inside, Width<N>)` for the N columns from c of every lane, blockIdx.y striding over groups of 32 lanes:
+// all warps of a block have the same columns, and all lanes are called.
+template <class T, class Body>
+__device__ __forceinline__ void for_each_lane_column(unsigned cols, Body body) {
+    constexpr int N = 16 / int(sizeof(T));
+    const unsigned n = cols % N == 0 ? N : 1;
+    for (unsigned first = blockIdx.y * WARP * n; first < cols; first += gridDim.y * WARP * n) {
+        const unsigned c = first + lane_id() * n;
+        if (n == N)
+            body(c, c < cols, Width<N>{});
+        else
+            body(c, c < cols, Width<1>{});
+    }
 }
 
 // Second stage of a column sum: y[c] = Σ_p part[p, c]. 32 columns per block, its warps take parts in turn.

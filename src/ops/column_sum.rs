@@ -6,14 +6,13 @@ use crate::device::Launch;
 use crate::ops::indices::count32;
 use crate::{Result, Tensor};
 
-/// Threads per block of a first stage, one vector of columns each; not measured yet.
-const THREADS: u32 = 64;
 /// Elements of a vector at most: 16 bytes of a 16-bit type.
 const VECTOR: u32 = 8;
 
-/// First stage: `sums` in x, columns in y; kernels stride over what a narrower vector leaves (`for_each_column`).
-pub(crate) fn sums_grid(sums: u32, cols: u32) -> Launch {
-    Launch { grid: [sums, cols.div_ceil(THREADS * VECTOR).min(65535), 1], block: [THREADS, 1, 1], shared: 0 }
+/// First stage: a block of `warps` per sum in x, groups of 32 lanes' columns in y; kernels stride over what a narrower
+/// vector leaves (`for_each_lane_column`).
+pub(crate) fn lanes_grid(sums: u32, cols: u32, warps: u32) -> Launch {
+    Launch { grid: [sums, cols.div_ceil(32 * VECTOR).min(65535), 1], block: [32 * warps, 1, 1], shared: 0 }
 }
 
 /// Second stage: 32 columns per block, a warp for every 8 parts, so that a thread has few loads to wait for; not measured
@@ -53,8 +52,8 @@ mod tests {
     #[test]
     fn grids_cover_every_column_with_whole_warps() {
         for cols in [0, 1, 31, 32, 33, 512, 513, 100_000] {
-            let sums = sums_grid(5, cols);
-            assert!(sums.grid[0] == 5 && sums.grid[1] * sums.block[0] * VECTOR >= cols);
+            let lanes = lanes_grid(5, cols, 8);
+            assert!(lanes.grid[0] == 5 && lanes.grid[1] * 32 * VECTOR >= cols && lanes.block[0] == 256);
             for parts in [1, 8, 9, 264, 1056] {
                 let grid = grid(parts, cols);
                 assert!(grid.grid[0] * 32 >= cols && grid.block[0].is_multiple_of(32) && grid.block[0] <= 1024);

@@ -1,6 +1,6 @@
 //! What the in-place operations over many tensors share: one launch for all of them, driven by a table in device memory.
 //!
-//! The table holds one record per tensor (addresses, length, factors) and one entry per `CHUNK` elements, which is one
+//! The table holds one record per tensor (addresses, length, factors) and one entry per [`chunk`] elements, which is one
 //! block of the grid. It is uploaded when it differs from the last one, so a training loop whose buffers stay where they
 //! are uploads it once; and to where the last one was, if it is as long: a recorded launch reads the new one.
 
@@ -9,9 +9,20 @@ use bytemuck::{Pod, Zeroable};
 use crate::dtype::{Float, Real};
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 
-/// Elements per block: 64 vectors of 4 for each of 256 threads, so that reading the record is a small part of the work;
-/// ViT-B has 1312 such blocks. Not measured yet.
+/// Elements per block at most: 64 vectors of 4 for each of 256 threads, so that reading the record is a small part of the
+/// work. Not measured yet.
 pub(crate) const CHUNK: usize = 1 << 16;
+/// Elements per block at least: two vectors for each thread.
+const MIN_CHUNK: usize = 1 << 11;
+/// Blocks below which they get smaller: 16 per SM of an H100, so that the last ones are a small part of the time. Not
+/// measured yet.
+const BLOCKS: usize = 2112;
+
+/// Elements per block for `total` of them: a power of two.
+fn chunk(total: usize) -> usize {
+    let fits = total / BLOCKS + 1;
+    (fits.next_power_of_two() / 2).clamp(MIN_CHUNK, CHUNK)
+}
 
 /// Threads per block of these kernels; not measured yet.
 pub(crate) const THREADS: u32 = 256;
@@ -45,6 +56,8 @@ pub(crate) struct Table {
     pub chunks: u64,
     /// Number of chunks: blocks of the grid.
     pub blocks: u32,
+    /// Elements of a chunk.
+    pub chunk: u32,
 }
 
 impl Workspace {
@@ -55,7 +68,9 @@ impl Workspace {
 
     /// Puts `records` and the chunks of `lengths` (one per record) on the device, unless they are there already.
     pub(crate) fn table<R: Pod>(&mut self, records: &[R], lengths: &[usize], device: &Device) -> Result<Table> {
-        let chunks: Vec<Chunk> = chunks_of(lengths).map(|(t, i)| Chunk { tensor: t as u32, index: i as u32 }).collect();
+        let chunk = chunk(lengths.iter().sum());
+        let chunks: Vec<Chunk> =
+            chunks_of(lengths, chunk).map(|(t, i)| Chunk { tensor: t as u32, index: i as u32 }).collect();
         let mut host = bytemuck::cast_slice(records).to_vec();
         host.resize(host.len().next_multiple_of(size_of::<u64>()), 0);
         let at = host.len() as u64;
@@ -71,7 +86,7 @@ impl Workspace {
         self.host = host;
         let records = table.ptr();
         self.table = Some(table);
-        Ok(Table { records, chunks: records + at, blocks: chunks.len() as u32 })
+        Ok(Table { records, chunks: records + at, blocks: chunks.len() as u32, chunk: chunk as u32 })
     }
 
     /// Device memory of at least `doubles` f64 values, kept for the next call.
@@ -85,8 +100,8 @@ impl Workspace {
 }
 
 /// (tensor, chunk of the tensor) of every block.
-pub(crate) fn chunks_of(lengths: &[usize]) -> impl Iterator<Item = (usize, usize)> {
-    lengths.iter().enumerate().flat_map(|(t, n)| (0..n.div_ceil(CHUNK)).map(move |i| (t, i)))
+fn chunks_of(lengths: &[usize], chunk: usize) -> impl Iterator<Item = (usize, usize)> {
+    lengths.iter().enumerate().flat_map(move |(t, n)| (0..n.div_ceil(chunk)).map(move |i| (t, i)))
 }
 
 /// Numbers that change from step to step (learning rate, momentum) in device memory, so that a recorded launch reads the
@@ -230,4 +245,21 @@ pub(crate) fn squares(n: usize, value: impl Fn(usize) -> f64) -> f64 {
     }
     let rest: f64 = (whole..n).map(|i| value(i) * value(i)).sum();
     lanes.iter().sum::<f64>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_cover_every_element_and_give_a_gpu_enough_blocks() {
+        for total in [0, 1, 768_000, 22_000_000, 86_000_000, 1 << 31] {
+            let chunk = chunk(total);
+            assert!((MIN_CHUNK..=CHUNK).contains(&chunk) && chunk.is_power_of_two());
+            assert!(chunk == MIN_CHUNK || total.div_ceil(chunk) >= BLOCKS);
+            assert!(chunk == CHUNK || total.div_ceil(chunk) <= 4 * BLOCKS);
+        }
+        let all: Vec<(usize, usize)> = chunks_of(&[5, 0, 9], 4).collect();
+        assert_eq!(all, [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)]);
+    }
 }

@@ -60,6 +60,12 @@ impl Grid {
         [4, 2].into_iter().find(|&v| self.patch.is_multiple_of(v) && self.width.is_multiple_of(v)).unwrap_or(1) as u32
     }
 
+    /// Whether a warp holds a patch in registers: `Quads` in kernels/pixels.cuh.
+    pub fn quads(&self) -> bool {
+        let area = self.patch * self.patch;
+        self.channels == 3 && self.vector() > 1 && area.is_multiple_of(4) && area <= 256
+    }
+
     /// Values in an image.
     pub fn image(&self) -> usize {
         self.channels * self.height * self.width

@@ -54,7 +54,7 @@ pub(super) const PINNED: &[(&str, Counts)] = &[
     ("layer_norm_fwd_bf16", [[436, 352], [0, 0]]),
     ("layer_norm_fwd_x4_bf16", [[4128, 4128], [0, 0]]),
     ("layer_norm_fwd_x6_bf16", [[6176, 6176], [0, 0]]),
-    ("layer_scale_bwd_bf16", [[156, 144], [0, 0]]),
+    ("layer_scale_bwd_bf16", [[198, 186], [128, 128]]), // every warp reads gamma
     ("layer_scale_bwd_reduce_f32", [[24, 24], [6, 6]]),
     ("layer_scale_fwd_bf16", [[240, 240], [0, 0]]),
     ("rope_bf16", [[256, 256], [0, 0]]),

@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Hyper, Item, OP};
 use crate::device::Launch;
-use crate::ops::multi_tensor::{CHUNK, THREADS, Workspace};
+use crate::ops::multi_tensor::{THREADS, Workspace};
 use crate::{DType, Result, Tensor};
 
 /// `struct AdamWTensor`.
@@ -83,7 +83,7 @@ pub(super) fn adamw(
         beta1: [hyper.beta1 as f32, (1.0 - hyper.beta1) as f32],
         beta2: [hyper.beta2 as f32, (1.0 - hyper.beta2) as f32],
         eps: hyper.eps as f32,
-        chunk: CHUNK as u32,
+        chunk: table.chunk,
         groups: norm.map_or(0, |norm| norm.numel() / 2) as u32,
         pad: 0,
     };

@@ -21,7 +21,7 @@ fn gradients_match_finite_differences() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(6))]
     #[test]
-    fn matches_the_oracle(batch in 1usize..20, len in 1usize..12, part in 0.0f64..1.0, cols in 1usize..70) {
+    fn matches_the_oracle(batch in 1usize..80, len in 1usize..12, part in 0.0f64..1.0, cols in 1usize..70) {
         check(&case(batch, len, (len as f64 * part) as usize, cols)).unwrap();
     }
 }
@@ -31,11 +31,6 @@ fn grids_cover_everything() {
     for n in [0u32, 1, 7, 8, 9, 12801] {
         let grid = launch::rows_grid(n);
         assert!(grid.grid[0] * (grid.block[0] / 32) >= n);
-    }
-    for batch in [0usize, 1, 15, 16, 17, 256, 1024, 5000] {
-        let (parts, per_part) = launch::split(batch);
-        assert!(parts * per_part >= batch && (1..=64).contains(&parts));
-        assert!(batch == 0 || (parts - 1) * per_part < batch, "no empty part");
     }
 }
 

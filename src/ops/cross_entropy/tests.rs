@@ -6,7 +6,8 @@ use crate::{DType, Device, Error, Grads, Tape, Tensor, Var};
 
 #[test]
 fn matches_the_oracle_on_odd_shapes() {
-    for (rows, cols) in [(1, 1), (1, 2), (3, 31), (5, 33), (7, 257), (67, 10)] {
+    for (rows, cols) in [(1, 1), (1, 2), (3, 31), (5, 33), (7, 257), (67, 10), (9, 96), (2, 1000), (1, 1024), (1, 1032)]
+    {
         check(&case(rows, cols, 0.0)).unwrap();
         check(&case(rows, cols, 0.1)).unwrap();
         check(&soft_case(rows, cols)).unwrap();

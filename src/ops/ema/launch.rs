@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Item, OP};
 use crate::device::Launch;
-use crate::ops::multi_tensor::{CHUNK, THREADS, Workspace};
+use crate::ops::multi_tensor::{THREADS, Workspace};
 use crate::{DType, Result, Tensor};
 
 /// `struct EmaTensor`.
@@ -43,7 +43,7 @@ pub(super) fn ema(items: &mut [Item], scalars: &Tensor, compute: DType, work: &m
     let lengths: Vec<usize> = items.iter().map(|item| item.teacher.numel()).collect();
     let table = work.table(&records, &lengths, &device)?;
     let scalars = scalars.ptr();
-    let args = Args { records: table.records, chunks: table.chunks, scalars, chunk: CHUNK as u32, pad: 0 };
+    let args = Args { records: table.records, chunks: table.chunks, scalars, chunk: table.chunk, pad: 0 };
     // SAFETY: `check` compared the lengths of each item's operands with the record's `n`; the items are borrowed for the
     // call, the table lives in `work`, and `ptr_mut` refuses a teacher that something else shares.
     unsafe { device.launch(OP, OP, compute, Launch::linear(table.blocks, THREADS), &args) }

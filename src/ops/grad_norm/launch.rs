@@ -5,8 +5,11 @@ use bytemuck::{Pod, Zeroable};
 
 use super::OP;
 use crate::device::Launch;
-use crate::ops::multi_tensor::{CHUNK, THREADS, Workspace};
+use crate::ops::multi_tensor::{THREADS, Workspace};
 use crate::{DType, Result, Tensor};
+
+/// Threads of a block that adds the sums: few of them for each to wait for; not measured yet.
+const FINISH_THREADS: u32 = 512;
 
 /// `struct GradNormTensor`.
 #[repr(C)]
@@ -56,7 +59,7 @@ pub(super) fn grad_norm(
     let lengths: Vec<usize> = grads.iter().map(|g| g.numel()).collect();
     let table = work.table(&records, &lengths, &device)?;
     let sums = work.scratch(OP, table.blocks as usize, &device)?;
-    let args = Args { records: table.records, chunks: table.chunks, sums, chunk: CHUNK as u32, pad: 0 };
+    let args = Args { records: table.records, chunks: table.chunks, sums, chunk: table.chunk, pad: 0 };
     // SAFETY: each record states the length of its own tensor; `sums` has one f64 per block; both live in `work`.
     unsafe { device.launch(OP, "grad_norm", DType::F32, Launch::linear(table.blocks, THREADS), &args)? };
     let rows = out.numel() as u32 / 2; // one per group
@@ -70,5 +73,5 @@ pub(super) fn grad_norm(
         clip: max_norm.is_some().into(),
     };
     // SAFETY: `out` has two f32 per block; the launch before on the same stream filled the `count` sums, one per chunk.
-    unsafe { device.launch(OP, "grad_norm_finish", DType::F32, Launch::linear(rows, THREADS), &args) }
+    unsafe { device.launch(OP, "grad_norm_finish", DType::F32, Launch::linear(rows, FINISH_THREADS), &args) }
 }

@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Hyper, Item, OP};
 use crate::device::Launch;
-use crate::ops::multi_tensor::{CHUNK, THREADS, Workspace};
+use crate::ops::multi_tensor::{THREADS, Workspace};
 use crate::{DType, Result, Tensor};
 
 /// `struct LarsTensor`.
@@ -72,7 +72,7 @@ pub(super) fn lars(
         norm: norm.map_or(0, Tensor::ptr),
         momentum: hyper.momentum as f32,
         trust: hyper.trust.unwrap_or_default() as f32,
-        chunk: CHUNK as u32,
+        chunk: table.chunk,
         pad: 0,
     };
     let grid = Launch::linear(table.blocks, THREADS);

@@ -1,8 +1,10 @@
 //! Shapes of LayerScale residuals in the recipes.
 
+use std::sync::{Mutex, PoisonError};
+
 use super::{RowMap, layer_scale};
-use crate::DType;
 use crate::ops::{Case, Fill, Input};
+use crate::{DType, Device, Result};
 
 /// One list of equally long sequences of the packed tokens: sequences, tokens of each, sequences kept.
 pub type Part = [usize; 3];
@@ -15,14 +17,27 @@ fn inputs(tokens: usize, rows: usize, cols: usize) -> Vec<Input> {
     ]
 }
 
+/// A map made once for a device: making one uploads, which is no part of the operation.
+fn kept(make: impl Fn(&Device) -> Result<RowMap>) -> impl Fn(&Device) -> Result<RowMap> {
+    let held = Mutex::new(None::<RowMap>);
+    move |device| {
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        match held.as_ref().filter(|map| map.sequence().device() == device) {
+            Some(map) => Ok(map.clone()),
+            None => Ok(held.insert(make(device)?).clone()),
+        }
+    }
+}
+
 /// Every token of `sequences` of `tokens` each, with a factor per sequence.
 pub fn case(sequences: usize, tokens: usize, cols: usize) -> Case {
     let rows = sequences * tokens;
     let mut inputs = inputs(rows, rows, cols);
     inputs.push(Input::constant("scale", [sequences], Fill::AccUniform(0.0, 2.0)));
+    let offsets: Vec<i32> = (0..=sequences).map(|i| (i * tokens) as i32).collect();
+    let map = kept(move |device| RowMap::all(&offsets, device));
     Case::new("layer_scale", format!("{sequences}x{tokens}x{cols}"), inputs, move |tape, v| {
-        let offsets: Vec<i32> = (0..=sequences).map(|i| (i * tokens) as i32).collect();
-        let map = RowMap::all(&offsets, v[0].value().device())?;
+        let map = map(v[0].value().device())?;
         Ok(vec![layer_scale(tape, &v[0], &v[1], Some(&v[2]), Some((&map, v[3].value())))?])
     })
     .bytes(move |dtype: DType| (3 * rows * cols * dtype.size() + 4 * rows) as u64)
@@ -46,8 +61,9 @@ pub fn subset_case(parts: &[Part], cols: usize) -> Case {
     let id = format!("{}x{cols}", parts.iter().map(|p| format!("{p:?}")).collect::<String>());
     let mut inputs = inputs(tokens, rows, cols);
     inputs.push(Input::constant("scale", [kept.len()], Fill::Acc(scale)));
+    let map = self::kept(move |device| RowMap::subset(&offsets, &kept, device));
     Case::new("layer_scale", id, inputs, move |tape, v| {
-        let map = RowMap::subset(&offsets, &kept, v[0].value().device())?;
+        let map = map(v[0].value().device())?;
         Ok(vec![layer_scale(tape, &v[0], &v[1], Some(&v[2]), Some((&map, v[3].value())))?])
     })
     .bytes(move |dtype: DType| ((2 * tokens + rows) * cols * dtype.size() + 8 * tokens) as u64)

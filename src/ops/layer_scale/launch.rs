@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Dims, Drop, OP};
 use crate::device::Launch;
-use crate::ops::column_sum::{ColumnSum, sums_grid};
+use crate::ops::column_sum::{ColumnSum, lanes_grid};
 use crate::ops::indices::count32;
 use crate::{DType, Result, Tensor};
 
@@ -13,8 +13,10 @@ use crate::{DType, Result, Tensor};
 const WARPS: u32 = 8;
 /// Row blocks of the backward: four per SM of an H100, so that enough loads are under way; not measured yet.
 const PARTS: usize = 528;
-/// Rows per block at least: each block costs a row of the second pass; not measured yet.
-const MIN_ROWS: usize = 8;
+/// Rows per block at least, two for each warp: each block costs a row of the second pass; not measured yet.
+const MIN_ROWS: usize = 16;
+/// `BWD_WARPS` of the kernel.
+const BWD_WARPS: u32 = 8;
 
 /// `struct LayerScaleFwd`.
 #[repr(C)]
@@ -114,7 +116,7 @@ pub(super) fn backward(
         rows_per_part: rows_per_part as u32, // at most rows, or MIN_ROWS
         pad: 0,
     };
-    let grid = sums_grid(parts as u32, args.cols); // at most PARTS
+    let grid = lanes_grid(parts as u32, args.cols, BWD_WARPS); // at most PARTS
     // SAFETY: lengths and indices as in `forward`; `part` has a row of columns for each block in x.
     unsafe { device.launch(OP, "layer_scale_bwd", dy.dtype(), grid, &args)? };
     let (Some(part), Some(dgamma)) = (part, dgamma) else { return Ok(()) };

@@ -14,6 +14,7 @@ fn matches_the_oracle_on_odd_shapes() {
         check(&case(images, [3, 2, 3, 1], 4, 2, true)).unwrap();
         check(&case(images, [1, 3, 2, 2], 14, 3, false)).unwrap();
         check(&case(images, [2, 3, 2, 2], 16, 0, true)).unwrap();
+        check(&case(images, [1, 3, 2, 2], 16, 3, true)).unwrap();
     }
 }
 
@@ -36,8 +37,9 @@ proptest! {
 #[test]
 fn grids_cover_every_patch() {
     for rows in [0u32, 1, 3, 4, 5, 12544, 100_001] {
-        let grid = launch::grid(rows);
-        assert!(grid.grid[0] * (grid.block[0] / 32) >= rows && grid.block[0].is_multiple_of(32));
+        let (grid, rows_per_block) = launch::grid(rows);
+        assert!(grid.grid[0] * rows_per_block >= rows && grid.block[0].is_multiple_of(32));
+        assert!(rows_per_block >= grid.block[0] / 32);
     }
 }
 

@@ -6,10 +6,11 @@ use bytemuck::{Pod, Zeroable};
 use super::{Dims, EPS, OP};
 use crate::device::Launch;
 use crate::ops::indices::count32;
-use crate::ops::pixels::variant;
+use crate::ops::patchify::Grid;
+use crate::ops::pixels::{rows_per_warp, variant};
 use crate::{DType, Result, Tensor};
 
-/// Patches per block at most, one warp each; not measured yet.
+/// Warps per block at most; not measured yet.
 const WARPS: usize = 4;
 /// Shared memory for patches: of the 48 KiB a block has without asking for more, static memory (the sums over warps) and
 /// what aligns the dynamic part to 1 KiB behind it take up to one.
@@ -35,7 +36,9 @@ struct Args {
     patch: u32,
     vector: u32,
     norm_pix: u32,
+    held: u32,
     staged: u32,
+    rows_per_block: u32,
     eps: f32,
     scale: f32,
     pad: u32,
@@ -51,15 +54,30 @@ struct ReduceArgs {
     scale: f32,
 }
 
-/// One warp per patch, and whether shared memory holds the patches of a block. Large patches go with fewer warps; those
-/// that do not fit at all are read from the image again in every pass.
-pub(super) fn grid(rows: u32, values: usize) -> (Launch, bool) {
-    let tile = values.next_multiple_of(4) * 4; // f32, in units of 16 bytes
+/// How the rows are spread over blocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub launch: Launch,
+    /// Warps hold patches in registers.
+    pub held: bool,
+    /// Shared memory holds the patches of a block.
+    pub staged: bool,
+    pub rows_per_block: u32,
+}
+
+/// Warps hold patches that `Quads` in the kernel takes, and pass them through shared memory once. Others stay there, one
+/// warp each, with fewer warps to a block for large ones; those that do not fit at all are read from the image again in
+/// every pass.
+pub(super) fn plan(rows: u32, grid: &Grid) -> Plan {
+    let tile = grid.values().next_multiple_of(4) * 4; // f32, in units of 16 bytes
     let warps = SHARED.checked_div(tile).map_or(WARPS, |fit| fit.min(WARPS));
     let staged = warps > 0;
     let warps = if staged { warps } else { WARPS } as u32;
     let shared = if staged { warps * tile as u32 } else { 0 };
-    (Launch { shared, ..Launch::linear(rows.div_ceil(warps), warps * 32) }, staged)
+    let held = grid.quads(); // at most 3 KiB: staged, with all warps
+    let rows_per_block = if held { warps * rows_per_warp(rows, warps) } else { warps };
+    let launch = Launch { shared, ..Launch::linear(rows.div_ceil(rows_per_block), warps * 32) };
+    Plan { launch, held, staged, rows_per_block }
 }
 
 /// Arguments both directions share; the pointers of one direction are null in the other.
@@ -67,7 +85,7 @@ fn args(pred: &Tensor, images: &Tensor, norm: Option<&Tensor>, ids: &Tensor, dim
     let grid = dims.grid;
     let rows = count32(OP, "ids", grid.batch * dims.scored)?;
     count32(OP, "images", grid.values())?;
-    let (launch, staged) = self::grid(rows, grid.values());
+    let Plan { launch, held, staged, rows_per_block } = plan(rows, &grid);
     let args = Args {
         pred: pred.ptr(),
         images: images.ptr(),
@@ -85,7 +103,9 @@ fn args(pred: &Tensor, images: &Tensor, norm: Option<&Tensor>, ids: &Tensor, dim
         patch: grid.patch as u32, // at most 65535
         vector: grid.vector(),
         norm_pix: dims.norm_pix.into(),
+        held: held.into(),
         staged: staged.into(),
+        rows_per_block,
         eps: EPS as f32,
         scale: (2.0 / dims.count() as f64) as f32,
         pad: 0,

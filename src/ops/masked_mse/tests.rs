@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::{Dims, EPS, case, forward, launch, masked_mse, target};
-use crate::ops::patchify::patchify;
+use crate::ops::patchify::{Grid, patchify};
 use crate::random::{normal, stream};
 use crate::testing::{check, check_dtype, check_gradients, devices};
 use crate::{DType, Device, Grads, Tape, Tensor, Var};
@@ -13,6 +13,7 @@ fn matches_the_oracle_on_odd_shapes() {
         check(&case(bytes, [2, 3, 2, 3], 5, 2, norm_pix)).unwrap();
         check(&case(bytes, [3, 2, 3, 1], 4, 0, norm_pix)).unwrap();
         check(&case(bytes, [1, 3, 2, 2], 14, 1, norm_pix)).unwrap();
+        check(&case(bytes, [1, 3, 2, 2], 16, 1, norm_pix)).unwrap();
     }
 }
 
@@ -41,17 +42,25 @@ proptest! {
 }
 
 #[test]
-fn grids_cover_every_row_within_shared_memory() {
-    for values in [1usize, 588, 768, 3072, 12032, 12033, 12288, 100_000] {
+fn plans_cover_every_row_within_shared_memory() {
+    let square = |channels, patch| Grid { batch: 1, channels, height: patch, width: patch, patch };
+    for grid in [square(1, 1), square(3, 2), square(3, 14), square(3, 16), square(4, 16), square(3, 18)] {
+        let values = grid.values();
         for rows in [1u32, 3, 4, 5, 37632] {
-            let (grid, staged) = launch::grid(rows, values);
-            let warps = grid.block[0] / 32;
-            assert!(grid.grid[0] * warps >= rows && grid.grid[0] <= rows && grid.block[0].is_multiple_of(32));
-            assert!(grid.shared + 1024 <= 48 << 10, "no room for static memory");
-            assert_eq!(staged, values <= 12032);
-            assert!(!staged || grid.shared as usize >= warps as usize * values.next_multiple_of(4) * 4);
+            let plan = launch::plan(rows, &grid);
+            let (blocks, threads) = (plan.launch.grid[0], plan.launch.block[0]);
+            assert!(blocks * plan.rows_per_block >= rows && blocks <= rows && threads.is_multiple_of(32));
+            assert!(plan.held || plan.rows_per_block == threads / 32);
+            assert!(plan.launch.shared + 1024 <= 48 << 10, "no room for static memory");
+            assert_eq!(plan.held, grid.channels == 3 && [2, 14, 16].contains(&grid.patch));
+            assert!(
+                !plan.staged || plan.launch.shared as usize >= threads as usize / 32 * values.next_multiple_of(4) * 4
+            );
         }
     }
+    // 12032 values fill what a block has of shared memory; the next multiple of a whole patch does not fit.
+    let staged = |channels| launch::plan(1, &square(channels, 1)).staged;
+    assert!(staged(12032) && !staged(12033));
 }
 
 fn images(seed: u64, shape: [usize; 4]) -> Tensor {

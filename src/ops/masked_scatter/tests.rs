@@ -21,7 +21,7 @@ fn gradients_match_finite_differences() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(6))]
     #[test]
-    fn matches_the_oracle(batch in 1usize..20, len in 1usize..20, part in 0.0f64..1.0, cols in 1usize..70) {
+    fn matches_the_oracle(batch in 1usize..80, len in 1usize..20, part in 0.0f64..1.0, cols in 1usize..70) {
         check(&case(batch, len, (len as f64 * part) as usize, cols)).unwrap();
     }
 }
@@ -31,8 +31,6 @@ fn grids_cover_everything() {
     for rows in [1usize, 3, 8, 9, 264, 50432, 1_000_001] {
         let grid = launch::rows_grid(rows as u32);
         assert!((grid.grid[0] * (grid.block[0] / 32)) as usize >= rows);
-        let (parts, per_part) = launch::split(rows);
-        assert!(parts * per_part >= rows && parts <= launch::PARTS && (parts - 1) * per_part < rows);
     }
 }
 

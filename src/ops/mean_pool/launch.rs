@@ -5,13 +5,12 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Dims, OP};
 use crate::device::Launch;
+use crate::ops::column_sum::lanes_grid;
 use crate::ops::indices::count32;
 use crate::{Result, Tensor};
 
 /// Warps per block: forward they share the rows of a sequence, backward each writes a row. Not measured yet.
 const WARPS: u32 = 8;
-/// Columns a block of the forward covers at most: a warp of 16-byte vectors of a 16-bit type.
-const COLUMNS: u32 = 32 * 8;
 
 /// `struct MeanPool`: both directions, `from` is x or dy, `to` is y or dx.
 #[repr(C)]
@@ -25,11 +24,6 @@ struct Args {
     cols: u32,
     scale: f32,
     pad: u32,
-}
-
-/// A sequence per blockIdx.x, its columns over blockIdx.y; the kernel strides over what a narrower vector leaves.
-pub(super) fn fwd_grid(batch: u32, cols: u32) -> Launch {
-    Launch { grid: [batch, cols.div_ceil(COLUMNS).min(65535), 1], block: [WARPS * 32, 1, 1], shared: 0 }
 }
 
 /// One warp per row.
@@ -53,7 +47,7 @@ fn args(from: &Tensor, dims: Dims, to: &mut Tensor) -> Result<Args> {
 pub(super) fn forward(x: &Tensor, dims: Dims, y: &mut Tensor) -> Result<()> {
     let args = args(x, dims, y)?;
     // SAFETY: `Dims::check` made x [batch, rows, cols]; y is [batch, cols]; the grid has a block column per sequence.
-    unsafe { x.device().launch(OP, "mean_pool_fwd", x.dtype(), fwd_grid(args.batch, args.cols), &args) }
+    unsafe { x.device().launch(OP, "mean_pool_fwd", x.dtype(), lanes_grid(args.batch, args.cols, WARPS), &args) }
 }
 
 pub(super) fn backward(dy: &Tensor, dims: Dims, dx: &mut Tensor) -> Result<()> {

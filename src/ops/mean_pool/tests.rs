@@ -25,12 +25,7 @@ proptest! {
 }
 
 #[test]
-fn grids_cover_everything() {
-    for cols in [1u32, 256, 257, 1024, 1025] {
-        let grid = launch::fwd_grid(3, cols);
-        assert_eq!(grid.grid[0], 3);
-        assert!(grid.grid[1] * 256 >= cols);
-    }
+fn grids_cover_every_row() {
     for rows in [0u32, 1, 8, 9, 25216] {
         let grid = launch::bwd_grid(rows);
         assert!(grid.grid[0] * (grid.block[0] / 32) >= rows);
