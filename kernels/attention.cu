@@ -3,6 +3,7 @@
 // sequence without keys get zero. Reference and gradient: src/ops/attention.
 // no-mma-ok: attention_fwd_32x32_* f32 arithmetic, for what the tensor-core kernels do not take
 // no-mma-ok: attention_fwd_16x16_* f32 arithmetic, for what the tensor-core kernels do not take
+// spill-ok: attention_fwd_short_hd64_* head and first query, once a tile: 128 registers let four blocks of four warps in
 // no-mma-ok: attention_fwd_combine_* a weighted sum of parts, bound by bytes
 #include "attention_long.cuh"
 
@@ -92,7 +93,7 @@ __device__ __forceinline__ void attention_fwd_short(const AttentionFwd& a) {
     typedef SharedRows<T, DIM, 2 * TILE * DIM> KeyRows;
     typedef SharedRows<T, DIM, TILE * DIM> QueryRows;
     DYN_SMEM(memory);
-    const unsigned head = blockIdx.x % a.heads;
+    const unsigned head = blockIdx.x % a.heads, warps = blockDim.x / WARP;
     const SequencePair seq(a, blockIdx.x / a.heads);
     const unsigned queries = min(seq.queries.length, TILE * a.tiles), keys = min(seq.keys.length, TILE * a.key_tiles);
     const unsigned tiles = (queries + TILE - 1) / TILE, key_tiles = (keys + TILE - 1) / TILE;
@@ -102,23 +103,30 @@ __device__ __forceinline__ void attention_fwd_short(const AttentionFwd& a) {
     const T* k_from = in<T>(a.k) + seq.keys.start * size_t(a.k_stride) + head * a.dim;
     const T* v_from = in<T>(a.v) + seq.keys.start * size_t(a.v_stride) + head * a.dim;
 
-    copy_tiles(q, q_from, a.q_stride, 0, tiles, queries, a.dim, threadIdx.x, blockDim.x);
-    copy_tiles(k, k_from, a.k_stride, 0, key_tiles, keys, a.dim, threadIdx.x, blockDim.x);
-    copy_tiles(v, v_from, a.v_stride, 0, key_tiles, keys, a.dim, threadIdx.x, blockDim.x);
+    copy_tiles(q, q_from, a.q_stride, 0, tiles, queries, a.dim, warp_id(), warps);
+    copy_tiles(k, k_from, a.k_stride, 0, key_tiles, keys, a.dim, warp_id(), warps);
+    copy_tiles(v, v_from, a.v_stride, 0, key_tiles, keys, a.dim, warp_id(), warps);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();  // q, k and v are there
-    const size_t row = size_t(a.heads) * a.dim;
-    for (unsigned tile = warp_id(); tile < tiles; tile += blockDim.x / WARP) {
+    const float scale = a.scale * LOG2_E;
+    for (unsigned tile = warp_id(); tile < tiles; tile += warps) {
         QueryTiles<T, DIM, 1> x;
         x.start(q, tile);
-        for (unsigned key = 0; key < keys; key += KEYS)
-            x.template attend<KEYS, false>(k, v, key / TILE, int(keys - key), a.scale * LOG2_E);
+        unsigned key = 0;
+        for (; key + KEYS <= keys; key += KEYS) x.template attend<KEYS, true>(k, v, key / TILE, 0, scale);
+        // A key that does not exist costs as much as others, and 65, 197 and 257 tokens leave few.
+        const int rest = int(keys - key);
+        if (rest > TILE)
+            x.template attend<KEYS, false>(k, v, key / TILE, rest, scale);
+        else if (rest > 0)
+            x.template attend<TILE, false>(k, v, key / TILE, rest, scale);
         const unsigned token = TILE * tile;
         x.close(a.lse + size_t(head) * a.queries + seq.queries.start + token, queries - token, a.scale);
         x.stage(q, tile);
         __syncwarp();  // o is there
-        store_tile(out<T>(a.o) + seq.queries.start * row + head * a.dim, row, q, tile, queries, a.dim);
+        const unsigned row = computed_here(a.heads) * a.dim;  // not kept in registers all the while
+        store_tile(out<T>(a.o) + seq.queries.start * size_t(row) + head * a.dim, row, q, tile, queries, a.dim);
     }
 }
 ATTENTION_MMA_KERNEL(attention_fwd_short, 32, AttentionFwd, 192)

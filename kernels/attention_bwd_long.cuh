@@ -97,10 +97,8 @@ __device__ __forceinline__ void attention_bwd_long_q(const AttentionBwd& a) {
     const unsigned length = part.length;
     const AttentionHead<T> x(a, size_t(block.seq.queries.start) + block.first, part.start, block.head);
 
-    copy_tiles(stages.from(STAGE), x.q, a.q_stride, 0, warps * TILES, queries - block.first, a.dim, threadIdx.x,
-               blockDim.x);
-    copy_tiles(stages.from(2 * STAGE), x.d_o, x.row, 0, warps * TILES, queries - block.first, a.dim, threadIdx.x,
-               blockDim.x);
+    copy_tiles(stages.from(STAGE), x.q, a.q_stride, 0, warps * TILES, queries - block.first, a.dim, warp_id(), warps);
+    copy_tiles(stages.from(2 * STAGE), x.d_o, x.row, 0, warps * TILES, queries - block.first, a.dim, warp_id(), warps);
     copy_stage<TILES_AT_ONCE>(stages, x.k, a.k_stride, x.v, a.v_stride, length, a.dim);
     cp_async_commit();
     cp_async_wait<0>();
@@ -276,10 +274,8 @@ __device__ __forceinline__ void attention_bwd_long_kv(const AttentionBwd& a) {
     const unsigned length = from.part.length;
     {
         const AttentionHead<T> x(a, 0, size_t(block.seq.keys.start) + block.first, block.head);
-        copy_tiles(stages.from(STAGE), x.k, a.k_stride, 0, warps * TILES, keys - block.first, a.dim, threadIdx.x,
-                   blockDim.x);
-        copy_tiles(stages.from(2 * STAGE), x.v, a.v_stride, 0, warps * TILES, keys - block.first, a.dim, threadIdx.x,
-                   blockDim.x);
+        copy_tiles(stages.from(STAGE), x.k, a.k_stride, 0, warps * TILES, keys - block.first, a.dim, warp_id(), warps);
+        copy_tiles(stages.from(2 * STAGE), x.v, a.v_stride, 0, warps * TILES, keys - block.first, a.dim, warp_id(), warps);
     }
     from.copy(0, 0);
     cp_async_wait<0>();

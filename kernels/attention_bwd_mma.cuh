@@ -64,12 +64,12 @@ __device__ __forceinline__ void attention_bwd_short(const AttentionBwd& a) {
 
     const AttentionHead<T> x(a, seq.queries.start, seq.keys.start, head);
     if (active) {  // a warp's own 16 rows of everything
-        copy_tiles(k, x.k, a.k_stride, mine, mine + 1, keys, a.dim, lane_id(), WARP);
-        copy_tiles(v, x.v, a.v_stride, mine, mine + 1, keys, a.dim, lane_id(), WARP);
+        copy_tiles(k, x.k, a.k_stride, mine, mine + 1, keys, a.dim, 0, 1);
+        copy_tiles(v, x.v, a.v_stride, mine, mine + 1, keys, a.dim, 0, 1);
     }
     if (mine < tiles) {
-        copy_tiles(q, x.q, a.q_stride, mine, mine + 1, queries, a.dim, lane_id(), WARP);
-        copy_tiles(d_o, x.d_o, x.row, mine, mine + 1, queries, a.dim, lane_id(), WARP);
+        copy_tiles(q, x.q, a.q_stride, mine, mine + 1, queries, a.dim, 0, 1);
+        copy_tiles(d_o, x.d_o, x.row, mine, mine + 1, queries, a.dim, 0, 1);
     }
     cp_async_commit();
     if (mine < tiles) {

@@ -25,8 +25,8 @@ __device__ __forceinline__ void attention_bwd_long_pairs(const AttentionBwd& a) 
     const unsigned length = from.part.length;
     {
         const AttentionHead<T> x(a, 0, size_t(block.seq.keys.start) + block.first, block.head);
-        copy_tiles(stages.from(STAGE), x.k, a.k_stride, 0, pairs, keys - block.first, a.dim, threadIdx.x, blockDim.x);
-        copy_tiles(stages.from(2 * STAGE), x.v, a.v_stride, 0, pairs, keys - block.first, a.dim, threadIdx.x, blockDim.x);
+        copy_tiles(stages.from(STAGE), x.k, a.k_stride, 0, pairs, keys - block.first, a.dim, warp_id(), blockDim.x / WARP);
+        copy_tiles(stages.from(2 * STAGE), x.v, a.v_stride, 0, pairs, keys - block.first, a.dim, warp_id(), blockDim.x / WARP);
     }
     from.copy(0, 0);
     cp_async_wait<0>();

@@ -85,7 +85,7 @@ __device__ __forceinline__ void attention_fwd_long(const AttentionFwd& a) {
     const T* v = in<T>(a.v) + part.start * size_t(a.v_stride) + block.head * a.dim;
 
     copy_tiles(stages.from(2 * LONG_STAGE), in<T>(a.q) + token * a.q_stride + block.head * a.dim, a.q_stride, 0,
-               warps * TILES, queries - block.first, a.dim, threadIdx.x, blockDim.x);
+               warps * TILES, queries - block.first, a.dim, warp_id(), blockDim.x / WARP);
     copy_stage<LONG_STAGE>(stages, k, a.k_stride, v, a.v_stride, length, a.dim);
     cp_async_commit();
     cp_async_wait<0>();

@@ -177,8 +177,8 @@ struct QueryTiles {
             for (int r = 0; r < 2; ++r) {
                 const float total = quad_sum(sum[m][r]);
                 const unsigned at = TILE * m + lane_id() / 4 + 8 * r;
-                if (lane_id() % 4 == 0 && at < count) lse[at] = max[m][r] * scale + logf(total);
-                sum[m][r] = inverse_sum(total);
+                if (lane_id() % 4 == 0 && at < count) lse[at] = max[m][r] * scale + LN_2 * log2_approx(total);
+                sum[m][r] = total == 0.f ? 0.f : reciprocal_approx(total);
             }
     }
 

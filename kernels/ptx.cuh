@@ -33,6 +33,7 @@ __device__ __forceinline__ unsigned computed_here(unsigned x) {
 // ---- arithmetic ---------------------------------------------------------------------------------------------------------
 
 #define LOG2_E 1.4426950408889634f  // e^x = 2^(LOG2_E x)
+#define LN_2 0.6931471805599453f
 
 // 2^x to about two units in the last place; results below 2^-126 are zero.
 __device__ __forceinline__ float exp2_approx(float x) {
@@ -42,6 +43,17 @@ __device__ __forceinline__ float exp2_approx(float x) {
     return y;
 #else
     return exp2f(x);
+#endif
+}
+
+// log2(x) to 2^-22, also of 0 and NaN.
+__device__ __forceinline__ float log2_approx(float x) {
+#ifdef __CUDACC__
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return log2f(x);
 #endif
 }
 

@@ -28,17 +28,24 @@ struct SharedRows {
 };
 
 // Starts copying tiles [first, end) of x (rows of `stride` elements), of which `rows` rows and `dim` columns exist, a
-// multiple of 8; missing ones become zero. `thread` of `threads` threads.
+// multiple of 8; missing ones become zero. `warps` warps share the tiles, this is number `warp`.
 template <class T, int DIM, int STRIDE>
 __device__ __forceinline__ void copy_tiles(const SharedRows<T, DIM, STRIDE>& to, const T* x, unsigned stride,
-                                           unsigned first, unsigned end, unsigned rows, unsigned dim, unsigned thread,
-                                           unsigned threads) {
-    constexpr unsigned PIECES = DIM / 8;
-    for (unsigned i = first * TILE * PIECES + thread; i < end * TILE * PIECES; i += threads) {
-        const unsigned row = i / PIECES, piece = i % PIECES;
-        const bool inside = row < rows && 8 * piece < dim;
-        const T* from = x + (inside ? size_t(row) * stride + 8 * piece : 0);
-        cp_async_16(to.piece(row / TILE, row % TILE, piece), from, inside ? 16 : 0);
+                                           unsigned first, unsigned end, unsigned rows, unsigned dim, unsigned warp,
+                                           unsigned warps) {
+    // Where a row takes whole turns of the warp, a lane has one column, and its rows are a fixed number apart.
+    constexpr unsigned PIECES = DIM / 8, APART = WARP % PIECES == 0 ? WARP / PIECES : 0;
+    const unsigned lane = computed_here(threadIdx.x) % WARP;
+    for (unsigned tile = first + warp; tile < end; tile += warps) {
+        const T* from = x + size_t(tile * TILE) * stride;
+        if (APART) from += size_t(lane / PIECES) * stride + 8 * (lane % PIECES);
+        UNROLL
+        for (unsigned i = 0; i < TILE * PIECES / WARP; ++i) {
+            const unsigned row = APART ? lane / PIECES + i * APART : (i * WARP + lane) / PIECES,
+                           piece = APART ? lane % PIECES : (i * WARP + lane) % PIECES;
+            const T* at = from + (APART ? size_t(i * APART) * stride : size_t(row) * stride + 8 * piece);
+            cp_async_16(to.piece(tile, row, piece), at, tile * TILE + row < rows && 8 * piece < dim ? 16 : 0);
+        }
     }
 }
 
