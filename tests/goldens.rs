@@ -6,6 +6,8 @@
 //! `ok <kind> <file> worst <error> of <tolerance>`, `FAILED ...`, `unknown ...` or `later ...` (a recipe that is not there
 //! yet). An unknown kind of a recipe that is there fails the run.
 
+#[path = "golden/clip.rs"]
+mod clip;
 #[path = "golden/data.rs"]
 mod data;
 #[path = "golden/dinov2.rs"]
@@ -61,6 +63,8 @@ const KINDS: &[(&str, Runner)] = &[
     ("mae/pretrain_trajectory", model::pretrain_trajectory),
     ("mae/visualise", model::visualise),
     ("siglip/canonicalize_text", siglip_text::canonical),
+    ("siglip/clip_loss", clip::loss),
+    ("siglip/dist_clip", clip::ranks),
     ("siglip/dist_siglip", siglip::ranks),
     ("siglip/posemb_resample", siglip_text::posemb_resample),
     ("siglip/preprocess_pil", siglip_text::preprocess_pil),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Outcome, Plan, RunDir};
+use super::{Clock, Outcome, Plan, RunDir};
 use crate::checkpoint::run_state::RunState;
 use crate::checkpoint::{self, HfConfig, LoadOptions, load_into};
 use crate::data::augment::{CropRange, Normalise, evaluation_crop};
@@ -13,7 +13,7 @@ use crate::data::{Folder, Image, Loader, Source, Stream, transforms};
 use crate::nn::Builder;
 use crate::ops::adamw::Hyper;
 use crate::optim::schedule::Cosine;
-use crate::optim::{AdamW, Rules};
+use crate::optim::{AdamW, Optimizer, Rules};
 use crate::recipes::Task;
 use crate::recipes::mae::finetune::classes_of;
 use crate::recipes::mae::{Classifier, Config, Finetune, FinetuneConfig, Pretrain, Sizes, load};
@@ -37,6 +37,7 @@ macro_rules! plan {
                 warmup_epochs: $config.warmup(),
                 epochs: $config.epochs as f64,
             },
+            clock: Clock::Epochs,
             clip_grad: $config.clip_grad,
             save_every: $config.save_every,
             log_every: $config.log_every,
@@ -157,7 +158,7 @@ fn sizes_of(found: &Found) -> Result<Option<Sizes>> {
 /// Trains from where the run stands to its end, and writes `upstream.safetensors`: the weights under the official names.
 fn train<T: Task>(
     task: &mut T,
-    mut optimizer: AdamW,
+    mut optimizer: impl Optimizer,
     data: Arc<Folder>,
     transform: impl Fn(&Image, &mut Stream) -> Result<Vec<T::Value>> + Send + Sync + 'static,
     plan: &Plan,
@@ -194,10 +195,10 @@ fn train<T: Task>(
     Ok((outcome, run))
 }
 
-fn restore<T: Task>(task: &mut T, optimizer: &mut AdamW, state: &RunState) -> Result<u64> {
+fn restore<T: Task>(task: &mut T, optimizer: &mut dyn Optimizer, state: &RunState) -> Result<u64> {
     let report = load_into(&mut task.module().params_mut(), &state.model, &LoadOptions::default())?;
     report.require(|_| true)?;
-    optimizer.load_state(state.optimizer.iter().map(|(name, t)| (name.to_string(), t.clone())))?;
+    optimizer.load_state(state.optimizer.iter().map(|(name, t)| (name.to_string(), t.clone())).collect())?;
     Ok(state.progress.step)
 }
 

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::checkpoint::run_state::{FOLDER as CHECKPOINTS, Progress, RunFolder, RunState};
 use crate::checkpoint::{StateDict, atomic};
-use crate::optim::AdamW;
+use crate::optim::Optimizer;
 use crate::train::Metrics;
 use crate::{Error, Result};
 
@@ -127,7 +127,7 @@ impl RunDir {
     }
 
     /// Writes a checkpoint.
-    pub fn save(&self, step: u64, model: &StateDict, optimizer: &AdamW) -> Result<()> {
+    pub fn save(&self, step: u64, model: &StateDict, optimizer: &dyn Optimizer) -> Result<()> {
         let mut tensors = StateDict::new();
         for (name, tensor) in optimizer.state()? {
             tensors.insert(name, tensor.to_device(&crate::Device::Cpu)?)?;
