@@ -37,9 +37,10 @@ pub fn sincos_2d(dim: usize, hg: usize, wg: usize, class_row: bool) -> Result<Ve
 
 /// How a table is read between its positions. Each of the upstream recipes has its own way; weights that were moved to another
 /// resolution in one of them belong to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Resample {
     /// Bicubic with a = -0.75, pixel centres at halves, no antialiasing also when shrinking: MAE, Hugging Face.
+    #[default]
     Bicubic,
     /// Bilinear, pixel centres at halves, no antialiasing: open_clip's loader.
     Bilinear,
