@@ -1,10 +1,12 @@
 //! The one training loop: data, step, log, checkpoint. Recipes bring a [`Task`].
 
+mod begin;
 pub mod interrupt;
 mod mae;
 mod metrics;
 pub mod progress;
 mod run_dir;
+mod siglip;
 mod spikes;
 mod stepper;
 mod tensorboard;
@@ -13,6 +15,7 @@ pub use mae::{finetune, pretrain};
 pub use metrics::Metrics;
 pub use progress::Progress;
 pub use run_dir::RunDir;
+pub use siglip::pretrain as pretrain_siglip;
 
 use crate::data::{Batch, Loader};
 use crate::optim::schedule::Cosine;
@@ -38,8 +41,10 @@ pub struct Plan {
     pub epochs: u64,
     /// Micro-batches per update.
     pub accum_iter: u64,
-    /// Images per micro-batch.
+    /// Samples per micro-batch.
     pub batch_size: usize,
+    /// What the samples are, in words: images, pairs.
+    pub unit: &'static str,
     /// Learning rate by the clock.
     pub schedule: Cosine,
     /// What the schedule counts.
@@ -52,18 +57,18 @@ pub struct Plan {
     pub log_every: u64,
     /// Decides the order of the data.
     pub seed: u64,
-    /// Whether an unreadable image ends the run.
+    /// Whether an unreadable sample ends the run.
     pub strict: bool,
 }
 
 impl Plan {
-    /// Updates per epoch of so many images; refuses batches that they cannot fill.
-    pub fn check(&self, images: usize) -> Result<u64> {
-        if self.batch_size > images {
-            let expected = format!("at most the {images} images of the data set");
+    /// Updates per epoch of so many samples; refuses batches that they cannot fill.
+    pub fn check(&self, samples: usize) -> Result<u64> {
+        if self.batch_size > samples {
+            let expected = format!("at most the {samples} {} of the data set", self.unit);
             return Err(Error::config("batch_size", self.batch_size, expected));
         }
-        self.steps_per_epoch((images / self.batch_size) as u64)
+        self.steps_per_epoch((samples / self.batch_size) as u64)
     }
 
     /// Updates per epoch; micro-batches that do not fill one are left out.
@@ -113,8 +118,8 @@ pub fn run<T: Task>(
     let per_epoch = plan.steps_per_epoch(micro_batches)?;
     let total = per_epoch * plan.epochs;
     let mut metrics = Metrics::open(folder.path(), start)?;
-    let images = (plan.batch_size as u64 * plan.accum_iter) as f64;
-    let mut progress = Progress::new(folder.name(), total, start, images, "images");
+    let samples = (plan.batch_size as u64 * plan.accum_iter) as f64;
+    let mut progress = Progress::new(folder.name(), total, start, samples, plan.unit);
     let device = task.module().params().first().map_or(Device::Cpu, |p| p.master.device().clone());
     let scale = if task.joint().is_some() { 1.0 } else { 1.0 / plan.accum_iter as f64 };
     let mut stepper = Stepper::new(&device, scale, plan.clip_grad);

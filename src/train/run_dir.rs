@@ -15,8 +15,22 @@ use crate::{Error, Result};
 
 const CONFIG: &str = "config.toml";
 /// Keys of config.toml that may differ when a run is continued: places, which may move, and what does not change weights.
-const FREE: [&str; 12] =
-    ["data", "train", "val", "model", "init", "knn", "out", "keep", "save_every", "log_every", "strict", "recompute"];
+const FREE: [&str; 14] = [
+    "data",
+    "train",
+    "val",
+    "model",
+    "init",
+    "init_image",
+    "tokenizer",
+    "knn",
+    "out",
+    "keep",
+    "save_every",
+    "log_every",
+    "strict",
+    "recompute",
+];
 
 /// A run's folder.
 pub struct RunDir {

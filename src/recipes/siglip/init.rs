@@ -104,12 +104,12 @@ impl ImageWeights {
         Ok(fitted)
     }
 
-    /// Puts the weights into the image tower of a model of sizes [`fit`](Self::fit); with `freeze`, they are not trained.
-    /// What a masked autoencoder does not have, the pooling, starts anew and is trained.
+    /// Puts the weights into the image tower of a model of sizes [`fit`](Self::fit). What a masked autoencoder does not have
+    /// starts anew: the pooling and, in files for other purposes, the last norm.
     ///
     /// # Errors
     /// When the tower lacks any other tensor.
-    pub fn put(&self, model: &mut Siglip, sizes: &Sizes, freeze: bool) -> Result<()> {
+    pub fn put(&self, model: &mut Siglip, sizes: &Sizes) -> Result<()> {
         let pair = |[h, w]: [usize; 2]| Some((h, w));
         let file_grid = match &self.from {
             From::Siglip(from) => pair(from.grid()?),
@@ -119,20 +119,15 @@ impl ImageWeights {
         let report = load_into(&mut model.vision.params_mut(), &self.dict, &options)?;
         tracing::info!("image tower: {report}");
         let of_mae = matches!(self.from, From::Mae(_));
-        let anew = |name: &str| of_mae && name.starts_with("vision_model.head.");
+        let new = ["vision_model.head.", "vision_model.post_layernorm."];
+        let anew = |name: &str| of_mae && new.iter().any(|start| name.starts_with(start));
         // A tower of another width needs a projection that no other model has.
-        report.require(|name| !anew(name) && !name.starts_with("visual_projection."))?;
-        if freeze {
-            self.freeze(model);
-        }
-        Ok(())
+        report.require(|name| !anew(name) && !name.starts_with("visual_projection."))
     }
 
-    /// Leaves what the file has as it is.
-    pub fn freeze(&self, model: &mut Siglip) {
-        for p in model.vision.params_mut() {
-            p.trainable &= !self.dict.contains(p.name());
-        }
+    /// Whether the file has a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.dict.contains(name)
     }
 }
 

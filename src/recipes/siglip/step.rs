@@ -1,6 +1,8 @@
 //! One pre-training step: a batch's pairs, the loss over all of them, its gradient; of batches that do not fit into memory, in
 //! parts.
 
+use std::collections::BTreeSet;
+
 use super::flags::{Config, Loss};
 use super::{Siglip, Sizes, TokenIds, load};
 use crate::checkpoint::StateDict;
@@ -16,6 +18,22 @@ use crate::{Device, Error, Grads, Param, Result, Tape, Tensor, Var};
 /// Mean and standard deviation of the colour channels, 1/2 each, as `[2, 3]` on a device: values are in [-1, 1].
 pub fn norm(device: &Device) -> Result<Tensor> {
     Tensor::from_slice(&[0.5f32; 6], [2, 3], device)
+}
+
+/// Metadata key of the names of what a run does not train.
+const FROZEN: &str = "ocellus.siglip.frozen";
+
+/// Leaves the image tower's parameters of these names as they are.
+pub fn freeze(model: &mut Siglip, frozen: impl Fn(&str) -> bool) {
+    for p in model.vision.params_mut() {
+        p.trainable &= !frozen(p.name());
+    }
+}
+
+/// [`freeze`] what the run that wrote these weights did not train.
+pub fn freeze_marked(model: &mut Siglip, weights: &StateDict) {
+    let names: BTreeSet<&str> = weights.metadata.get(FROZEN).map_or("", String::as_str).split(',').collect();
+    freeze(model, |name| names.contains(name));
 }
 
 /// Pre-training of one model.
@@ -114,6 +132,8 @@ impl Task for Pretrain {
     fn weights(&self) -> Result<StateDict> {
         let mut weights = StateDict::from_params(self.model.params())?;
         load::mark(&mut weights, &self.sizes)?;
+        let frozen: Vec<&str> = self.model.vision.params().iter().filter(|p| !p.trainable).map(|p| p.name()).collect();
+        weights.metadata.insert(FROZEN.into(), frozen.join(","));
         Ok(weights)
     }
 
