@@ -6,7 +6,7 @@ use super::{Adafactor, AdamW, Group, Lars, Optimizer, Rules};
 use crate::ops::adafactor::{self, View};
 use crate::ops::{adamw, lars};
 use crate::testing::{devices, ulp};
-use crate::{DType, Device, Error, Grads, Param, Result, Tape, Tensor};
+use crate::{DType, Device, Error, Grads, Param, Tape, Tensor};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]

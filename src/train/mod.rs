@@ -130,7 +130,7 @@ pub fn run<T: Task>(
         // On a thread of the pool: from any other, each parallel part of the step would have to wake all of them.
         let (Measured { loss, statistics }, stats) = rayon::scope(|_| {
             stepper.begin(task);
-            let measured = gradient(task, &mut stepper, loader, plan.accum_iter)?;
+            let measured = gradient(task, &mut stepper, plan.accum_iter, &mut || next(loader))?;
             if !measured.loss.is_finite() {
                 return Err(not_finite(step, "loss", measured.loss));
             }
@@ -186,13 +186,13 @@ pub fn run<T: Task>(
 fn gradient<T: Task>(
     task: &mut T,
     stepper: &mut Stepper<T::Inputs>,
-    loader: &mut Loader<T::Value>,
     accum_iter: u64,
+    next: &mut dyn FnMut() -> Result<Batch<T::Value>>,
 ) -> Result<Measured> {
     if accum_iter > 1
         && let Some(joint) = task.joint()
     {
-        let batches = (0..accum_iter).map(|_| next(loader)).collect::<Result<Vec<_>>>()?;
+        let batches = (0..accum_iter).map(|_| next()).collect::<Result<Vec<_>>>()?;
         let measured = Measured::read(&joint.measure(&batches)?)?;
         for (index, batch) in batches.iter().enumerate() {
             let Some(joint) = task.joint() else { break };
@@ -203,7 +203,7 @@ fn gradient<T: Task>(
     }
     let mut sum = Measured { loss: 0.0, statistics: vec![] };
     for index in 0..accum_iter {
-        let inputs = task.inputs(&next(loader)?)?;
+        let inputs = task.inputs(&next()?)?;
         let Measured { loss, statistics } = stepper.micro_step(task, inputs, index)?;
         sum = Measured { loss: sum.loss + loss / accum_iter as f64, statistics };
     }

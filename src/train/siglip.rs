@@ -1,5 +1,8 @@
 //! Runs of image-text pre-training from their configuration to the finished weights.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use super::begin::{check_dtype, find, state, train};

@@ -58,6 +58,18 @@ impl<I: Inputs> Stepper<I> {
         Self { device: device.clone(), scale, clip, mode, grads: Grads::new(), micro: [None, None], update: None }
     }
 
+    /// Launch by launch for good.
+    #[cfg(test)]
+    pub fn eager(self) -> Self {
+        Self { mode: Mode::Eager, ..self }
+    }
+
+    /// Whether steps are recorded.
+    #[cfg(test)]
+    pub fn records(&self) -> bool {
+        self.mode == Mode::Graph
+    }
+
     /// Before the first micro-step of an update.
     pub fn begin<T: Task<Inputs = I>>(&mut self, task: &mut T) {
         let shared = |p: &&Param| p.master.is_shared() || p.compute.as_ref().is_some_and(Tensor::is_shared);

@@ -28,6 +28,7 @@ pub enum Loss {
 #[serde(rename_all = "lowercase")]
 pub enum Optimizer {
     /// Two moments for each weight.
+    #[value(name = "adamw")]
     AdamW,
     /// Rows and columns of the second moment, as SigLIP was trained: the same result in less memory.
     Adafactor,

@@ -9,7 +9,7 @@ mod image;
 pub mod init;
 pub mod load;
 mod model;
-mod step;
+pub(crate) mod step;
 #[cfg(test)]
 mod tests;
 mod text;

@@ -1,6 +1,9 @@
 //! One pre-training step: a batch's pairs, the loss over all of them, its gradient; of batches that do not fit into memory, in
 //! parts.
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::collections::BTreeSet;
 
 use super::flags::{Config, Loss};
