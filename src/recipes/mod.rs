@@ -1,6 +1,7 @@
 //! The recipes: configuration, model, loss and step of each; the training loop is shared and drives a [`Task`].
 
 pub mod mae;
+pub mod siglip;
 
 use crate::checkpoint::StateDict;
 use crate::data::{Batch, Image};

@@ -1,0 +1,3 @@
+//! Image-text pairs.
+
+pub mod picture;
