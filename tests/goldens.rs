@@ -20,6 +20,8 @@ mod model;
 mod reader;
 #[path = "golden/siglip.rs"]
 mod siglip;
+#[path = "golden/siglip_model.rs"]
+mod siglip_model;
 #[path = "golden/siglip_text.rs"]
 mod siglip_text;
 #[path = "golden/tables.rs"]
@@ -60,8 +62,13 @@ const KINDS: &[(&str, Runner)] = &[
     ("mae/pretrain_forward", model::pretrain_forward),
     ("mae/pretrain_trajectory", model::pretrain_trajectory),
     ("mae/visualise", model::visualise),
+    ("siglip/bv_two_towers", siglip_model::bv_two_towers),
     ("siglip/canonicalize_text", siglip_text::canonical),
     ("siglip/dist_siglip", siglip::ranks),
+    ("siglip/hf_siglip", siglip_model::hf_siglip),
+    ("siglip/hf_siglip2", siglip_model::hf_siglip2),
+    ("siglip/hf_text", siglip_model::hf_text),
+    ("siglip/map_head", siglip_model::map_head),
     ("siglip/posemb_resample", siglip_text::posemb_resample),
     ("siglip/preprocess_pil", siglip_text::preprocess_pil),
     ("siglip/preprocess_resize", siglip_text::preprocess_resize),

@@ -99,16 +99,16 @@ impl Extent {
     }
 }
 
-fn pair<'de, D: Deserializer<'de>>(from: D) -> Result<[usize; 2], D::Error> {
+pub(super) fn pair<'de, D: Deserializer<'de>>(from: D) -> Result<[usize; 2], D::Error> {
     Extent::deserialize(from)?.pair()
 }
 
-fn square<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+pub(super) fn square<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
     let [h, w] = Extent::deserialize(from)?.pair()?;
     if h == w { Ok(h) } else { Err(serde::de::Error::custom(format!("patches of {h} x {w}, expected square ones"))) }
 }
 
-fn number_or_pair<S: Serializer>(size: &[usize; 2], to: S) -> Result<S::Ok, S::Error> {
+pub(super) fn number_or_pair<S: Serializer>(size: &[usize; 2], to: S) -> Result<S::Ok, S::Error> {
     if size[0] == size[1] { size[0].serialize(to) } else { size.serialize(to) }
 }
 
@@ -169,7 +169,8 @@ impl HfConfig {
     }
 }
 
-fn file(path: &Path, name: &str) -> PathBuf {
+/// A file given itself or by its folder.
+pub(super) fn file(path: &Path, name: &str) -> PathBuf {
     if path.is_dir() { path.join(name) } else { path.into() }
 }
 
@@ -198,8 +199,11 @@ pub fn read_weights(folder: &Path) -> Result<StateDict> {
 /// # Errors
 /// [`Error::Io`]; [`Error::Checkpoint`] when a tensor has no place in the layout.
 pub fn save(folder: impl AsRef<Path>, config: &HfConfig, weights: &StateDict) -> Result<()> {
-    let folder = folder.as_ref();
-    let mut weights = names::to_hf(weights)?;
+    write(folder.as_ref(), config, names::to_hf(weights)?)
+}
+
+/// Writes a folder of weights under the names of `transformers` and their `config.json`.
+pub(super) fn write(folder: &Path, config: &impl Serialize, mut weights: StateDict) -> Result<()> {
     weights.metadata.insert("format".into(), "pt".into()); // transformers insists on it
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     safetensors::write(folder.join("model.safetensors"), &weights)?;

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
-use super::StateDict;
 use super::names::is_decoder;
-use crate::nn::pos_embed::{self, Grid};
+use super::{StateDict, siglip};
+use crate::nn::pos_embed::{Grid, Resample, resample};
 use crate::{Error, Param, Result, Tensor};
 
 /// Position tables, the only tensors whose shape may differ.
-pub const TABLES: [&str; 2] = ["pos_embed", "decoder_pos_embed"];
+pub const TABLES: [&str; 3] = ["pos_embed", "decoder_pos_embed", siglip::POSITIONS];
 
 /// How to load.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +19,8 @@ pub struct LoadOptions {
     pub file_grid: Option<Grid>,
     /// Patch grid of the model; a square one if `None`.
     pub model_grid: Option<Grid>,
+    /// How a table is read between its positions.
+    pub resample: Resample,
 }
 
 /// What became of every tensor.
@@ -32,7 +34,7 @@ pub struct LoadReport {
     pub missing: Vec<String>,
     /// Tensors of the file that the model does not have.
     pub unexpected: Vec<String>,
-    /// Position tables that were resized bicubically in two dimensions: name, old grid, new grid.
+    /// Position tables that were resized in two dimensions: name, old grid, new grid.
     pub resized: Vec<(String, Grid, Grid)>,
 }
 
@@ -122,7 +124,8 @@ fn fitted(
         if old != new {
             report.resized.push((p.name().to_string(), old, new));
         }
-        return pos_embed::resize(tensor, old, new);
+        let &[.., rows, dim] = &given[..] else { return Ok(tensor.clone()) };
+        return resample(&tensor.reshape([1, rows, dim])?, old, new, options.resample)?.reshape(expected.clone());
     }
     if given == expected {
         return Ok(tensor.clone());
@@ -132,15 +135,19 @@ fn fitted(
     Err(Error::checkpoint(&dict.origin, cause))
 }
 
-/// Old and new grid of a position table `[1, L or L+1, D]`, if widths agree and both sizes are those of the grids.
+/// Old and new grid of a position table `[1, L or L+1, D]` or `[L, D]`, if widths agree and both sizes are those of the grids.
 fn grids(given: &[usize], expected: &[usize], options: &LoadOptions) -> Option<(Grid, Grid)> {
-    let (&[1, from, dim], &[1, to, width]) = (given, expected) else { return None };
-    let pair = |class: usize| {
+    let pair = |class: usize, from: usize, to: usize| {
         let old = grid(from.checked_sub(class)?, options.file_grid)?;
         Some((old, grid(to.checked_sub(class)?, options.model_grid)?))
     };
+    let (from, dim, to, width) = match (given, expected) {
+        (&[from, dim], &[to, width]) => return if dim == width { pair(0, from, to) } else { None },
+        (&[1, from, dim], &[1, to, width]) => (from, dim, to, width),
+        _ => return None,
+    };
     // With a class row first: 17 rows are a class row and 4 x 4 patches.
-    if dim == width { pair(1).or_else(|| pair(0)) } else { None }
+    if dim == width { pair(1, from, to).or_else(|| pair(0, from, to)) } else { None }
 }
 
 fn grid(patches: usize, stated: Option<Grid>) -> Option<Grid> {

@@ -7,21 +7,27 @@
 //! |---|---|---|
 //! | [`safetensors`] files, one or sharded | yes | yes |
 //! | [`pth`] archives of PyTorch | yes, without running any code | no |
+//! | [`npz`] archives of NumPy, as big_vision writes them | yes | no |
 //! | Hugging Face ViTMAE folders ([`hf`]: `config.json` and weights) | yes | yes |
+//! | Hugging Face SigLIP folders ([`siglip`]) | yes | yes |
 //! | the state of a training run ([`run_state`]) | yes | yes |
 //!
-//! Names are those of the upstream MAE repository; [`names`] translates the spellings of Hugging Face. [`load_into`] puts a
+//! Names of MAE are those of its upstream repository; [`names`] translates the spellings of Hugging Face. Those of SigLIP
+//! are translated by [`siglip`] from and to Hugging Face and big_vision, and from open_clip. [`load_into`] puts a
 //! dictionary into a model's parameters. Writing is atomic everywhere: a temporary sibling, then a rename, so that a killed
 //! process or a full disk leaves the old file.
 
+mod arrange;
 pub mod atomic;
 pub mod hf;
 pub mod load;
 pub mod names;
 pub mod npy;
+pub mod npz;
 pub mod pth;
 pub mod run_state;
 pub mod safetensors;
+pub mod siglip;
 mod state_dict;
 mod stored;
 #[cfg(test)]
@@ -38,7 +44,7 @@ pub use state_dict::StateDict;
 use crate::{Error, Result};
 
 /// Reads weights from whatever `path` is: a folder of Hugging Face, a `.safetensors` file, a shard index
-/// `.safetensors.index.json`, a PyTorch archive `.pth`, `.pt`, `.bin` or `.ckpt`.
+/// `.safetensors.index.json`, a PyTorch archive `.pth`, `.pt`, `.bin` or `.ckpt`, a NumPy archive `.npz`.
 /// Names stay as they are in the file.
 ///
 /// # Errors
@@ -53,8 +59,9 @@ pub fn read(path: impl AsRef<Path>) -> Result<StateDict> {
         Some("json") => safetensors::read_sharded(path),
         Some("safetensors") => safetensors::read(path),
         Some("pth" | "pt" | "bin" | "ckpt") => pth::read(path),
+        Some("npz") => npz::read(path),
         _ => {
-            let expected = ".safetensors, .safetensors.index.json, .pth, .pt, .bin, .ckpt or a folder";
+            let expected = ".safetensors, .safetensors.index.json, .pth, .pt, .bin, .ckpt, .npz or a folder";
             Err(Error::checkpoint(path, format!("unknown kind of file, expected {expected}")))
         }
     }

@@ -14,7 +14,8 @@
 use std::collections::BTreeMap;
 
 use super::StateDict;
-use crate::{Device, Error, Result, Tensor};
+use super::arrange::{join, split};
+use crate::{Error, Result, Tensor};
 
 /// Outside of blocks: upstream, Hugging Face.
 const OUTER: [(&str, &str); 9] = [
@@ -182,7 +183,7 @@ pub fn to_upstream(dict: StateDict) -> Result<StateDict> {
                             format!("query, key and value of `{fused}` are {q:?}, {k:?}, {v:?}: expected equal ones");
                         return Err(Error::checkpoint(&dict.origin, cause));
                     }
-                    out.insert(fused, join([q, k, v])?)?;
+                    out.insert(fused, join(&[q, k, v])?)?;
                 }
             }
         }
@@ -213,30 +214,10 @@ pub fn to_hf(dict: &StateDict) -> Result<StateDict> {
                         "tensor `{name}` has shape {given}, expected rows of query, key and value"
                     )));
                 }
-                names.into_iter().zip(split(tensor)?).try_for_each(|(name, part)| out.insert(name, part))?;
+                names.into_iter().zip(split(tensor, 3)?).try_for_each(|(name, part)| out.insert(name, part))?;
             }
             Err(names) => names.into_iter().try_for_each(|name| out.insert(name, tensor.clone()))?,
         }
     }
     Ok(out)
-}
-
-/// Stacks equal tensors along the first axis.
-fn join(parts: [&Tensor; 3]) -> Result<Tensor> {
-    let mut shape = parts[0].shape().to_vec();
-    shape[0] *= 3;
-    let bytes = parts.iter().map(|t| StateDict::bytes_of(t)).collect::<Result<Vec<_>>>()?.concat();
-    Tensor::from_bytes(&bytes, shape, parts[0].dtype(), &Device::Cpu)
-}
-
-/// Cuts the first axis, a multiple of three, into three.
-fn split(tensor: &Tensor) -> Result<Vec<Tensor>> {
-    let mut shape = tensor.shape().to_vec();
-    shape[0] /= 3;
-    let bytes = StateDict::bytes_of(tensor)?;
-    let part = |at: usize| {
-        let size = bytes.len() / 3;
-        Tensor::from_bytes(&bytes[at * size..(at + 1) * size], shape.clone(), tensor.dtype(), &Device::Cpu)
-    };
-    (0..3).map(part).collect()
 }

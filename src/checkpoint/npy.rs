@@ -71,15 +71,19 @@ pub fn read(path: impl AsRef<Path>) -> Result<Tensor> {
     let path = path.as_ref();
     let file = File::open(path).map_err(Error::io(path))?;
     let length = file.metadata().map_err(Error::io(path))?.len();
-    let mut file = BufReader::new(file);
-    let (stored, shape, data_at) = header(&mut file).map_err(|cause| Error::checkpoint(path, cause))?;
+    array(&mut BufReader::new(file), length, path, "array")
+}
+
+/// Reads an array of `length` bytes, header included; `path` and `name` for messages.
+pub(super) fn array(file: &mut impl Read, length: u64, path: &Path, name: &str) -> Result<Tensor> {
+    let (stored, shape, data_at) = header(file).map_err(|cause| Error::checkpoint(path, cause))?;
     let needed = stored.bytes(&shape);
     if needed.map(|n| n as u64) != Some(length.saturating_sub(data_at)) {
         let needed = needed.map_or("more than memory can hold".into(), |n| n.to_string());
         let given = length.saturating_sub(data_at);
         return Err(Error::checkpoint(path, format!("{given} bytes of data, its shape {shape:?} needs {needed}")));
     }
-    stored.read(&shape, &mut file).map_err(|e| e.of(path, "array"))
+    stored.read(&shape, file).map_err(|e| e.of(path, name))
 }
 
 /// Type, shape and where the data begins.

@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Builder, LayerNorm, Linear};
+use super::{Builder, Init, LayerNorm, Linear};
+use crate::ops::gelu::Form;
 use crate::{Device, Error, Result, Tape, Tensor, Var, module, ops};
 
 /// Where each sequence begins in a packed batch `[tokens, dim]`.
@@ -27,18 +28,68 @@ impl Sequences {
     }
 }
 
-/// The layout of the last batch, kept while batches have its size: nothing is uploaded for the next one.
+/// What follows from the size of a batch, kept while batches have the size of the last one: nothing is uploaded for the next.
+#[derive(Clone, Debug)]
+pub struct PerSize<T>(Arc<Mutex<Option<(Size, T)>>>);
+
+/// Sequences, tokens of each, device.
+type Size = (usize, usize, Device);
+
+impl<T> Default for PerSize<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T: Clone> PerSize<T> {
+    /// For `count` sequences of `len` tokens each; `make` is called when they are not those of the last call.
+    pub fn get(&self, count: usize, len: usize, device: &Device, make: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*held {
+            Some((size, value)) if (size.0, size.1, &size.2) == (count, len, device) => Ok(value.clone()),
+            _ => Ok(held.insert(((count, len, device.clone()), make()?)).1.clone()),
+        }
+    }
+}
+
+/// Layouts of batches of equally long sequences.
 #[derive(Clone, Debug, Default)]
-pub struct UniformSequences(Arc<Mutex<Option<(usize, Sequences)>>>);
+pub struct UniformSequences(PerSize<Sequences>);
 
 impl UniformSequences {
     /// `count` sequences of `len` tokens each.
     pub fn get(&self, count: usize, len: usize, device: &Device) -> Result<Sequences> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*held {
-            Some((n, seqs)) if (*n, seqs.max) == (count, len) && seqs.cu_seqlens.device() == device => Ok(seqs.clone()),
-            _ => Ok(held.insert((count, Sequences::uniform(count, len, device)?)).1.clone()),
-        }
+        self.0.get(count, len, device, || Sequences::uniform(count, len, device))
+    }
+}
+
+/// In what the blocks of the recipes differ: names in checkpoints, activation, initial values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Style {
+    /// Names of the two norms.
+    pub norms: [&'static str; 2],
+    /// Name of attention, of the layer that makes queries, keys and values, and of the one after it.
+    pub attention: [&'static str; 3],
+    /// Activation of the MLP.
+    pub gelu: Form,
+    /// Whether the layer that makes queries, keys and values starts as three, each with its own outputs.
+    pub apart: bool,
+    /// Standard deviation of the MLP's biases at the start.
+    pub mlp_bias: f64,
+}
+
+impl Style {
+    /// MAE and timm.
+    pub const VIT: Self = Self {
+        norms: ["norm1", "norm2"],
+        attention: ["attn", "qkv", "proj"],
+        gelu: Form::Erf,
+        apart: false,
+        mlp_bias: 0.0,
+    };
+
+    fn bias(&self) -> Init {
+        if self.mlp_bias == 0.0 { Init::Zeros } else { Init::Normal(self.mlp_bias) }
     }
 }
 
@@ -54,12 +105,16 @@ pub struct Attention {
 module!(Attention { qkv, proj });
 
 impl Attention {
-    /// `dim` is a multiple of `heads`.
-    pub fn new(b: &Builder, dim: usize, heads: usize) -> Result<Self> {
+    /// `dim` is a multiple of `heads`. The layers are below `b`.
+    pub fn new(b: &Builder, dim: usize, heads: usize, style: &Style) -> Result<Self> {
         if heads == 0 || !dim.is_multiple_of(heads) {
             return Err(Error::config("num_heads", heads, format!("a divisor of the width {dim}")));
         }
-        Ok(Self { qkv: Linear::new(&b.pp("qkv"), dim, 3 * dim)?, proj: Linear::new(&b.pp("proj"), dim, dim)?, heads })
+        let [_, qkv, proj] = style.attention;
+        let fan_out = if style.apart { dim } else { 3 * dim };
+        let weight = Init::Xavier { fan_in: dim, fan_out };
+        let qkv = Linear::with(&b.pp(qkv), dim, 3 * dim, weight, Init::Zeros)?;
+        Ok(Self { qkv, proj: Linear::new(&b.pp(proj), dim, dim)?, heads })
     }
 
     fn qkv(&self, tape: &Tape, x: &Var) -> Result<Var> {
@@ -99,18 +154,22 @@ pub struct Mlp {
     pub fc1: Linear,
     /// `[dim, hidden]`.
     pub fc2: Linear,
+    gelu: Form,
 }
 module!(Mlp { fc1, fc2 });
 
 impl Mlp {
     /// A hidden layer of `hidden` units.
-    pub fn new(b: &Builder, dim: usize, hidden: usize) -> Result<Self> {
-        Ok(Self { fc1: Linear::new(&b.pp("fc1"), dim, hidden)?, fc2: Linear::new(&b.pp("fc2"), hidden, dim)? })
+    pub fn new(b: &Builder, dim: usize, hidden: usize, style: &Style) -> Result<Self> {
+        let layer = |name: &str, inner: usize, outer: usize| {
+            Linear::with(&b.pp(name), inner, outer, Init::Xavier { fan_in: inner, fan_out: outer }, style.bias())
+        };
+        Ok(Self { fc1: layer("fc1", dim, hidden)?, fc2: layer("fc2", hidden, dim)?, gelu: style.gelu })
     }
 
     /// On `x: [tokens, dim]`; `residual` is added to the result.
     pub fn forward(&self, tape: &Tape, x: &Var, residual: Option<&Var>) -> Result<Var> {
-        let hidden = ops::gelu::gelu(tape, &self.fc1.forward(tape, x, None)?, ops::gelu::Form::Erf)?;
+        let hidden = ops::gelu::gelu(tape, &self.fc1.forward(tape, x, None)?, self.gelu)?;
         self.fc2.forward(tape, &hidden, residual)
     }
 }
@@ -140,12 +199,13 @@ module!(Block { norm1, attn, norm2, mlp });
 
 impl Block {
     /// Width `dim`, `heads` heads, `hidden` units in the MLP; `eps` of the LayerNorms.
-    pub fn new(b: &Builder, dim: usize, heads: usize, hidden: usize, eps: f32) -> Result<Self> {
+    pub fn new(b: &Builder, dim: usize, heads: usize, hidden: usize, eps: f32, style: &Style) -> Result<Self> {
+        let [norm1, norm2] = style.norms;
         Ok(Self {
-            norm1: LayerNorm::new(&b.pp("norm1"), dim, eps)?,
-            attn: Attention::new(&b.pp("attn"), dim, heads)?,
-            norm2: LayerNorm::new(&b.pp("norm2"), dim, eps)?,
-            mlp: Mlp::new(&b.pp("mlp"), dim, hidden)?,
+            norm1: LayerNorm::new(&b.pp(norm1), dim, eps)?,
+            attn: Attention::new(&b.pp(style.attention[0]), dim, heads, style)?,
+            norm2: LayerNorm::new(&b.pp(norm2), dim, eps)?,
+            mlp: Mlp::new(&b.pp("mlp"), dim, hidden, style)?,
         })
     }
 
@@ -167,6 +227,27 @@ impl Block {
                 ops::residual::residual(tape, &x, &branch, scale.as_ref())
             }
         }
+    }
+
+    /// Blocks one after the other. `drops`: one entry per block, or empty; `recompute`: see [`recomputed`](Self::recomputed).
+    pub fn run(
+        blocks: &[Self],
+        tape: &Tape,
+        mut x: Var,
+        seqs: &Sequences,
+        drops: &[Drops],
+        recompute: bool,
+    ) -> Result<Var> {
+        let none = Drops::default();
+        for (i, block) in blocks.iter().enumerate() {
+            let drops = drops.get(i).unwrap_or(&none);
+            x = if recompute && tape.records() {
+                block.recomputed(tape, &x, seqs, drops)?
+            } else {
+                block.forward(tape, &x, seqs, drops)?
+            };
+        }
+        Ok(x)
     }
 
     /// [`forward`](Self::forward) that keeps only `x` for the backward sweep and computes the rest again.

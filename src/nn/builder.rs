@@ -23,6 +23,12 @@ pub enum Init {
     Uniform(f64),
     /// N(0, std²).
     Normal(f64),
+    /// N(0, 1 / fan_in) by the variance, from a normal distribution cut at two of its standard deviations (LeCun et al. 1998,
+    /// section 4.6, as flax draws it).
+    Lecun {
+        /// Inputs of the layer.
+        fan_in: usize,
+    },
     /// Given values.
     Values(Vec<f32>),
 }
@@ -61,6 +67,11 @@ impl Builder {
         self.dtype
     }
 
+    /// The same place for parameters that kernels read in full precision.
+    pub fn full(&self) -> Self {
+        Self { dtype: self.dtype.accumulate(), ..self.clone() }
+    }
+
     /// A trainable parameter.
     pub fn param(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Param> {
         let (name, shape) = (self.join(name), shape.into());
@@ -79,6 +90,9 @@ impl Builder {
     }
 }
 
+/// Standard deviation of a standard normal variable cut at -2 and 2.
+const CUT_STD: f64 = 0.879_625_661_034_239_8;
+
 fn draw(init: &Init, n: usize, rng: &mut impl Rng) -> Vec<f32> {
     let mut uniform = |bound: f64| (0..n).map(|_| (bound * (2.0 * rng.random::<f64>() - 1.0)) as f32).collect();
     match init {
@@ -87,6 +101,11 @@ fn draw(init: &Init, n: usize, rng: &mut impl Rng) -> Vec<f32> {
         Init::Xavier { fan_in, fan_out } => uniform((6.0 / (fan_in + fan_out) as f64).sqrt()),
         Init::Uniform(bound) => uniform(*bound),
         Init::Normal(std) => normal(rng, n).into_iter().map(|x| (x * std) as f32).collect(),
+        Init::Lecun { fan_in } => {
+            let std = (*fan_in as f64).powf(-0.5) / CUT_STD;
+            let one = || std::iter::repeat_with(|| normal(rng, 1)[0]).find(|x| x.abs() <= 2.0).unwrap_or(0.0);
+            std::iter::repeat_with(one).take(n).map(|x| (x * std) as f32).collect()
+        }
         Init::Values(values) => values.clone(),
     }
 }

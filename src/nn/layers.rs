@@ -16,8 +16,13 @@ module!(Linear { weight, bias });
 impl Linear {
     /// Xavier-uniform weight, zero bias: how every linear layer of MAE starts.
     pub fn new(b: &Builder, inner: usize, outer: usize) -> Result<Self> {
-        let weight = b.param("weight", [outer, inner], Init::Xavier { fan_in: inner, fan_out: outer })?;
-        Ok(Self { weight, bias: Some(b.param("bias", [outer], Init::Zeros)?) })
+        Self::with(b, inner, outer, Init::Xavier { fan_in: inner, fan_out: outer }, Init::Zeros)
+    }
+
+    /// With these initial values of weight and bias.
+    pub fn with(b: &Builder, inner: usize, outer: usize, weight: Init, bias: Init) -> Result<Self> {
+        let weight = b.param("weight", [outer, inner], weight)?;
+        Ok(Self { weight, bias: Some(b.param("bias", [outer], bias)?) })
     }
 
     /// The layer on `x: [.., in]`; `residual: [.., out]` is added inside the product.

@@ -8,7 +8,7 @@ pub mod pos_embed;
 mod tests;
 pub mod vit;
 
-pub use block::{Attention, Block, Drops, Mlp, Sequences, UniformSequences};
+pub use block::{Attention, Block, Drops, Mlp, PerSize, Sequences, Style, UniformSequences};
 pub use builder::{Builder, Init};
 pub use layers::{LayerNorm, Linear};
 

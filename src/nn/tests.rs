@@ -1,7 +1,7 @@
 //! Properties of the layers, in f64 on the CPU.
 
 use super::vit::{PatchIds, Vit, VitConfig};
-use super::{Block, Builder, Drops, LayerNorm, Module, Sequences};
+use super::{Block, Builder, Drops, LayerNorm, Module, Sequences, Style};
 use crate::random::{normal, stream};
 use crate::{DType, Device, Grads, Param, Result, Tape, Tensor, Var};
 
@@ -23,7 +23,7 @@ fn shake(model: &mut dyn Module) {
 }
 
 fn block() -> Block {
-    let mut block = Block::new(&builder(), 12, 3, 20, 1e-6).unwrap();
+    let mut block = Block::new(&builder(), 12, 3, 20, 1e-6, &Style::VIT).unwrap();
     shake(&mut block);
     block
 }

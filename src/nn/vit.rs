@@ -1,6 +1,6 @@
 //! The Vision Transformer trunk: patch embedding, class token, position table, pre-norm blocks.
 
-use super::{Block, Builder, Drops, Init, Linear, Sequences};
+use super::{Block, Builder, Drops, Init, Linear, Sequences, Style};
 use crate::nn::pos_embed::sincos_2d;
 use crate::{Device, Error, Param, Result, Tape, Tensor, Var, module, ops};
 
@@ -103,7 +103,7 @@ impl Vit {
         };
         let table = Init::Values(sincos_2d(dim, gh, gw, true)?);
         let blocks = (0..config.depth)
-            .map(|i| Block::new(&b.pp("blocks").pp(i), dim, config.heads, config.hidden, config.eps))
+            .map(|i| Block::new(&b.pp("blocks").pp(i), dim, config.heads, config.hidden, config.eps, &Style::VIT))
             .collect::<Result<_>>()?;
         Ok(Self {
             cls_token: b.param("cls_token", [1, 1, dim], Init::Normal(0.02))?,
@@ -137,16 +137,7 @@ impl Vit {
     }
 
     /// The blocks on `[tokens, dim]`. `drops`: stochastic depth, one entry per block, or empty.
-    pub fn run(&self, tape: &Tape, mut x: Var, seqs: &Sequences, drops: &[Drops]) -> Result<Var> {
-        let none = Drops::default();
-        for (i, block) in self.blocks.iter().enumerate() {
-            let drops = drops.get(i).unwrap_or(&none);
-            x = if self.recompute && tape.records() {
-                block.recomputed(tape, &x, seqs, drops)?
-            } else {
-                block.forward(tape, &x, seqs, drops)?
-            };
-        }
-        Ok(x)
+    pub fn run(&self, tape: &Tape, x: Var, seqs: &Sequences, drops: &[Drops]) -> Result<Var> {
+        Block::run(&self.blocks, tape, x, seqs, drops, self.recompute)
     }
 }

@@ -12,6 +12,7 @@ pub mod cast;
 mod column_sum;
 pub mod cross_entropy;
 pub mod ema;
+pub mod embedding;
 pub mod gather_rows;
 pub mod gelu;
 pub mod grad_norm;
@@ -58,6 +59,7 @@ pub fn cases() -> Vec<Case> {
         cast::cases(),
         cross_entropy::cases(),
         ema::cases(),
+        embedding::cases(),
         gather_rows::cases(),
         gelu::cases(),
         grad_norm::cases(),

@@ -20,15 +20,21 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// Of an image tensor.
+    /// Of an image tensor that consists of patches.
     pub fn check(op: &'static str, images: &Tensor, patch: usize) -> Result<Self> {
+        let grid = Self::inside(op, images, patch)?;
+        if grid.height % patch != 0 || grid.width % patch != 0 {
+            let expected = format!("sides that are multiples of the patch, {patch}");
+            return Err(Error::shape(op, "images", images.shape(), expected));
+        }
+        Ok(grid)
+    }
+
+    /// Of the whole patches of an image tensor: pixels right of them and below them belong to none.
+    pub fn inside(op: &'static str, images: &Tensor, patch: usize) -> Result<Self> {
         let [batch, channels, height, width] = images.dims(op, "images")?;
         if patch == 0 || patch > u16::MAX.into() {
             return Err(Error::value(op, "patch", patch, "from 1 to 65535 pixels"));
-        }
-        if height % patch != 0 || width % patch != 0 {
-            let expected = format!("sides that are multiples of the patch, {patch}");
-            return Err(Error::shape(op, "images", images.shape(), expected));
         }
         Ok(Self { batch, channels, height, width, patch })
     }

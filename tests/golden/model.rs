@@ -2,7 +2,7 @@
 
 use ocellus::checkpoint::to_upstream;
 use ocellus::data::masks::random_masking;
-use ocellus::nn::{Block, Builder, Drops, Module, Sequences, pos_embed};
+use ocellus::nn::{Block, Builder, Drops, Module, Sequences, Style, pos_embed};
 use ocellus::ops::adamw::Hyper;
 use ocellus::optim::schedule::Cosine;
 use ocellus::optim::{AdamW, Rules};
@@ -112,7 +112,7 @@ pub fn block(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
     let (batch, tokens, dim) = (g.usize("batch"), g.usize("tokens"), g.usize("dim"));
     let hidden = (dim as f64 * g.f64("mlp_ratio")) as usize;
     only(g, "gelu", "erf")?;
-    let mut block = Block::new(&builder(device), dim, g.usize("heads"), hidden, g.f64("ln_eps") as f32)?;
+    let mut block = Block::new(&builder(device), dim, g.usize("heads"), hidden, g.f64("ln_eps") as f32, &Style::VIT)?;
     load(&mut block, &g.dict("param"))?;
     let seqs = Sequences::uniform(batch, tokens, device)?;
     let (tape, mut grads) = (Tape::new(), Grads::new());

@@ -122,6 +122,14 @@ impl Golden {
         same.flat_map(|(_, t)| &t.values).fold(0.0, |m, x| x.abs().max(m))
     }
 
+    /// What rounding may leave of a tensor whose true value is zero: the file's bound, which is of numbers of size 1, for
+    /// numbers as large as those of its category.
+    fn near_zero(&self, name: &str) -> Option<f64> {
+        let listed = self.metadata.get("near_zero")?.as_array()?.iter().any(|n| n == name);
+        let bound = self.metadata.get("near_zero_abs").filter(|_| listed)?.as_f64()?;
+        Some(bound * self.largest(Self::category(name)).max(1.0))
+    }
+
     /// The file's own tolerance for a tensor: by full name, else by category; or one number for all but those of
     /// `tolerance_of`, where those after optimizer steps may have their own.
     fn tolerance(&self, name: &str) -> Option<f64> {
@@ -158,6 +166,13 @@ impl Report {
             let diff = largest_difference(&stored.values, values);
             if diff > allowed {
                 self.failures.push(format!("{name}: off by {diff}, allowed {allowed}"));
+            }
+            return;
+        }
+        if let Some(allowed) = golden.near_zero(name) {
+            let largest = largest_difference(&vec![0.0; values.len()], values);
+            if largest > allowed {
+                self.failures.push(format!("{name}: {largest:.1e}, expected 0 to {allowed:.1e}"));
             }
             return;
         }

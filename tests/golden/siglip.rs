@@ -8,8 +8,7 @@ use ocellus::{Device, Grads, Tape, Tensor, Var};
 use crate::reader::{Golden, Outcome, Report};
 
 /// `t x · yᵀ + b`, which nothing but a test has.
-fn logits(g: &Golden, x: &Tensor, y: &Tensor) -> Result<Vec<f64>, ocellus::Error> {
-    let [t, b] = [g.get("param.logit_scale").values[0].exp(), g.get("param.logit_bias").values[0]];
+pub fn logits([t, b]: [f64; 2], x: &Tensor, y: &Tensor) -> Result<Vec<f64>, ocellus::Error> {
     Ok(linear::forward(x, y, None, None)?.to_f64()?.into_iter().map(|s| t * s + b).collect())
 }
 
@@ -49,7 +48,8 @@ pub fn loss(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
     let [(x, _), (y, _)] = [l2_normalize::forward(&raw[0])?, l2_normalize::forward(&raw[1])?];
     report.tensor(g, "output.image_features", &x);
     report.tensor(g, "output.text_features", &y);
-    report.compare(g, "output.logits", &logits(g, &x, &y)?);
+    let numbers = [g.get("param.logit_scale").values[0].exp(), g.get("param.logit_bias").values[0]];
+    report.compare(g, "output.logits", &logits(numbers, &x, &y)?);
     let (_, [dx, dy, ..]) = pairs(g, &x, &y, block, false)?;
     report.tensor(g, "grad_input.image_features", &dx);
     report.tensor(g, "grad_input.text_features", &dy);

@@ -5,6 +5,7 @@ mod format;
 mod loading;
 mod naming;
 mod runs;
+mod siglip;
 mod tables;
 
 use super::{StateDict, safetensors};

@@ -18,7 +18,8 @@ use crate::{Device, Result, Tape, Tensor, Var};
 const OP: &str = "gelu";
 
 /// Which Φ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Form {
     /// The normal distribution function: MAE, DINOv2.
     Erf,

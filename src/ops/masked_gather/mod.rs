@@ -34,7 +34,7 @@ pub(crate) struct Dims {
 
 impl Dims {
     fn check(images: &Tensor, ids_keep: &Tensor, patch: usize, norm: Option<&Tensor>, dtype: DType) -> Result<Self> {
-        let grid = Grid::check(OP, images, patch)?;
+        let grid = Grid::inside(OP, images, patch)?;
         let [batch, keep] = ids_keep.dims(OP, "ids_keep")?;
         if batch != grid.batch {
             return Err(Error::shape(OP, "ids_keep", ids_keep.shape(), format!("[{}, K]", grid.batch)));
@@ -59,8 +59,8 @@ impl Dims {
 /// of each channel. Saves `ids_keep` and `norm`. Deterministic.
 ///
 /// # Errors
-/// When a side of the images is not a multiple of `patch`, when an index is out of range or occurs twice (found where
-/// host memory holds the indices; on a GPU such a row is NaN), when u8 images want a gradient.
+/// When an index is out of range or occurs twice (found where host memory holds the indices; on a GPU such a row is NaN),
+/// when u8 images want a gradient.
 pub fn masked_gather(
     tape: &Tape,
     images: &Var,

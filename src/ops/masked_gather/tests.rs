@@ -73,6 +73,26 @@ fn removed_patches_have_no_gradient() {
     }
 }
 
+/// Pixels right of the last whole patch and below it are neither read nor given a gradient.
+#[test]
+fn borders_belong_to_no_patch() {
+    for device in [Device::Cpu].into_iter().chain(devices()) {
+        let (p, [h, w]) = (4, [11, 14]);
+        let inside = |at: usize| at % w < w / p * p && at / w % h < h / p * p;
+        let wide: Vec<f32> = (0..2 * 3 * h * w).map(|at| if inside(at) { at as f32 } else { f32::NAN }).collect();
+        let cut: Vec<f32> = wide.iter().copied().filter(|x| !x.is_nan()).collect();
+        let images = |v: &[f32], [h, w]: [usize; 2]| Tensor::from_slice(v, [2, 3, h, w], &device).unwrap();
+        let ids = Tensor::from_slice(&[5i32, 0, 3, 1], [2, 2], &device).unwrap();
+        let y = |images: &Tensor| forward(images, &ids, p, None, DType::F32).unwrap().to_vec::<f32>().unwrap();
+        assert_eq!(y(&images(&wide, [h, w])), y(&images(&cut, [h / p * p, w / p * p])));
+        let dy = Tensor::full([4, 3 * p * p], 1f32, &device).unwrap();
+        let dx = |h, w| backward(&dy, &ids, p, None, [2, 3, h, w].into(), DType::F32).unwrap().to_vec::<f32>().unwrap();
+        let (wide, cut) = (dx(h, w), dx(h / p * p, w / p * p));
+        assert!(wide.iter().enumerate().all(|(at, &v)| inside(at) || v == 0.0));
+        assert_eq!(wide.into_iter().enumerate().filter(|(at, _)| inside(*at)).map(|(_, v)| v).collect::<Vec<_>>(), cut);
+    }
+}
+
 /// Where the host cannot check the indices, one out of range gives a row of NaN and its gradient goes nowhere.
 #[test]
 fn kernels_guard_against_wrong_indices() {
@@ -102,8 +122,8 @@ fn wrong_arguments_are_named() {
     };
     let good = ids(&[0, 1]);
     assert_eq!(
-        error(images(8, 10), &good, None, DType::F32),
-        "masked_gather: `images` has shape [2, 3, 8, 10], expected sides that are multiples of the patch, 4"
+        error(images(11, 3), &good, None, DType::F32),
+        "masked_gather: `ids_keep[0, 0]` has value 0, expected an index below 0"
     );
     assert_eq!(
         error(images(8, 8), &ids(&[0, 1, 2, 4]), None, DType::F32),

@@ -166,7 +166,8 @@ fn from_shapes(dict: &StateDict) -> Result<Sizes> {
 /// what became of every tensor.
 fn fill(mut params: Vec<&mut Param>, dict: &StateDict, from: &Sizes, to: &Sizes) -> Result<LoadReport> {
     let grid = |s: &Sizes| s.vit().grid().map(|[h, w]| Some((h, w)));
-    let report = load_into(&mut params, dict, &LoadOptions { file_grid: grid(from)?, model_grid: grid(to)? })?;
+    let options = LoadOptions { file_grid: grid(from)?, model_grid: grid(to)?, ..LoadOptions::default() };
+    let report = load_into(&mut params, dict, &options)?;
     tracing::info!("{report}");
     Ok(report)
 }

@@ -4,7 +4,7 @@ use super::Sizes;
 use crate::data::masks::Masking;
 use crate::nn::pos_embed::sincos_2d;
 use crate::nn::vit::{PatchIds, Vit};
-use crate::nn::{Block, Builder, Drops, Init, LayerNorm, Linear, UniformSequences};
+use crate::nn::{Block, Builder, Init, LayerNorm, Linear, Style, UniformSequences};
 use crate::{Device, Param, Result, Tape, Tensor, Var, module, ops};
 
 /// Which patches are kept and which are reconstructed, on the device.
@@ -78,7 +78,7 @@ impl Mae {
         let decoder_blocks = (0..sizes.decoder_depth)
             .map(|i| {
                 let path = b.pp("decoder_blocks").pp(i);
-                Block::new(&path, dim, sizes.decoder_num_heads, sizes.decoder_hidden, sizes.eps)
+                Block::new(&path, dim, sizes.decoder_num_heads, sizes.decoder_hidden, sizes.eps, &Style::VIT)
             })
             .collect::<Result<_>>()?;
         Ok(Self {
@@ -111,16 +111,8 @@ impl Mae {
         let seqs = self.all_seqs.get(batch, len + 1, latent.value().device())?;
         let z = self.decoder_embed.forward(tape, latent, None)?;
         let (token, pos) = (tape.param(&self.mask_token), tape.param(&self.decoder_pos_embed));
-        let mut x = ops::masked_scatter::masked_scatter(tape, &z, &token, &pos, ids_restore)?;
-        let none = Drops::default();
-        for block in &self.decoder_blocks {
-            x = if self.encoder.recompute && tape.records() {
-                block.recomputed(tape, &x, &seqs, &none)?
-            } else {
-                block.forward(tape, &x, &seqs, &none)?
-            };
-        }
-        Ok(x)
+        let x = ops::masked_scatter::masked_scatter(tape, &z, &token, &pos, ids_restore)?;
+        Block::run(&self.decoder_blocks, tape, x, &seqs, &[], self.encoder.recompute)
     }
 
     /// Predicted values of all patches: `[B L, P]`.

@@ -1,3 +1,20 @@
-//! Image-text pairs.
+//! Sigmoid language-image pre-training (Zhai et al. 2023, arXiv 2303.15343): an image tower and a text tower whose
+//! embeddings are compared pair by pair.
 
+pub mod config;
+mod head;
+mod image;
+pub mod load;
+mod model;
 pub mod picture;
+mod shapes;
+#[cfg(test)]
+mod tests;
+mod text;
+
+pub use config::{Preset, Sizes, Tower};
+pub use head::{MapHead, Queries};
+pub use image::ImageTower;
+pub use model::{LOGIT_BIAS, LOGIT_SCALE, Siglip};
+pub use shapes::Shapes;
+pub use text::{TextTower, TokenIds};

@@ -1,0 +1,250 @@
+//! Weights from whatever people have: a run, a folder of `transformers`, an archive of big_vision, a file of open_clip.
+
+use std::path::Path;
+
+use super::config::Preset;
+use super::{Siglip, Sizes, Tower};
+use crate::checkpoint::siglip::{self, ERF, HfConfig, Layout, TANH, TextConfig, VisionConfig};
+use crate::checkpoint::{self, LoadOptions, LoadReport, RunFolder, RunState, StateDict, load_into, run_state};
+use crate::nn::pos_embed::Resample;
+use crate::nn::{Builder, Module};
+use crate::ops::gelu::Form;
+use crate::{DType, Device, Error, Result};
+
+/// Metadata key with which this crate marks its own files.
+const SIZES: &str = "ocellus.siglip.sizes";
+/// Weights of a finished run.
+const FINISHED: &str = "model.safetensors";
+
+/// Weights under this crate's names with the sizes they belong to.
+pub struct Weights {
+    /// Tensors.
+    pub dict: StateDict,
+    /// Sizes of the model they were made by.
+    pub sizes: Sizes,
+    /// How whoever made them reads positions at another resolution.
+    pub resample: Resample,
+}
+
+/// Marks a dictionary with what is needed to build its model again.
+pub fn mark(dict: &mut StateDict, sizes: &Sizes) -> Result<()> {
+    let text = serde_json::to_string(sizes).map_err(|e| Error::Training(format!("sizes as JSON: {e}")))?;
+    dict.metadata.insert(SIZES.into(), text);
+    Ok(())
+}
+
+/// The sizes that [`mark`] put into a dictionary.
+pub fn marked(dict: &StateDict) -> Result<Option<Sizes>> {
+    let damaged = |e| Error::checkpoint(&dict.origin, format!("damaged sizes: {e}"));
+    dict.metadata.get(SIZES).map(|text| serde_json::from_str(text).map_err(damaged)).transpose()
+}
+
+/// Reads weights and finds their sizes: from this crate's own metadata, from the config.json of `transformers`, or from the
+/// tensor shapes. The number of heads is then that of big_vision's query biases or of the preset of the same width, and the
+/// activation that of the layout: tanh, of open_clip erf.
+///
+/// Of a run that has not finished, the newest intact checkpoint.
+///
+/// # Errors
+/// As [`siglip::read`], and when sizes cannot be found.
+pub fn weights(path: &Path) -> Result<Weights> {
+    let raw = read(path)?;
+    let layout = siglip::detect(&raw)?;
+    let dict = siglip::to_ours(&raw)?;
+    let sizes = match (marked(&raw)?, hub_config(path, layout)?) {
+        (Some(sizes), _) => sizes,
+        (None, Some(config)) => from_hf(&config)?,
+        (None, None) => from_shapes(&dict, siglip::heads(&raw), layout)?,
+    };
+    let resample = match layout {
+        Layout::HuggingFace if siglip::is_naflex(&raw) => Resample::BilinearAntialias,
+        Layout::HuggingFace => Resample::Bicubic,
+        Layout::BigVision => Resample::Corners,
+        Layout::OpenClip => Resample::Bilinear,
+    };
+    Ok(Weights { dict, sizes, resample })
+}
+
+fn read(path: &Path) -> Result<StateDict> {
+    let states = path.join(run_state::FOLDER);
+    if states.is_dir()
+        && !path.join(FINISHED).is_file()
+        && let Some(found) = RunFolder::reading(states).resume()?
+    {
+        tracing::info!("{} has not finished: taking {}", path.display(), found.path.display());
+        return Ok(found.state.model);
+    }
+    let dict = checkpoint::read(path)?;
+    // One checkpoint of a run, given by name.
+    if RunState::is_state(&dict) { Ok(RunState::read(path)?.model) } else { Ok(dict) }
+}
+
+/// The config.json in the folder, or beside the file, of tensors that `transformers` named.
+fn hub_config(path: &Path, layout: Layout) -> Result<Option<HfConfig>> {
+    let file = if path.is_dir() { path.join("config.json") } else { path.with_file_name("config.json") };
+    (layout == Layout::HuggingFace && file.is_file()).then(|| HfConfig::read(&file)).transpose()
+}
+
+/// Sizes from config.json.
+///
+/// # Errors
+/// When no model can have them.
+pub fn from_hf(config: &HfConfig) -> Result<Sizes> {
+    let (text, vision) = (&config.text_config, &config.vision_config);
+    let form = |act: &str| if act == ERF { Form::Erf } else { Form::Tanh };
+    let sizes = Sizes {
+        image_size: config.image_size(),
+        patch_size: vision.patch_size,
+        in_chans: vision.num_channels,
+        vision: Tower {
+            width: vision.hidden_size,
+            depth: vision.num_hidden_layers,
+            heads: vision.num_attention_heads,
+            hidden: vision.intermediate_size,
+            gelu: form(&vision.hidden_act),
+        },
+        text: Tower {
+            width: text.hidden_size,
+            depth: text.num_hidden_layers,
+            heads: text.num_attention_heads,
+            hidden: text.intermediate_size,
+            gelu: form(&text.hidden_act),
+        },
+        vocab_size: text.vocab_size,
+        context_len: text.max_position_embeddings,
+        embed_dim: text.projection_size.unwrap_or(text.hidden_size),
+        vision_head: false,
+        eps: vision.layer_norm_eps as f32,
+    };
+    sizes.check()?;
+    Ok(sizes)
+}
+
+/// config.json of sizes.
+///
+/// # Errors
+/// When `transformers` has no such model: images that are no squares, a projection after the image tower.
+pub fn to_hf(sizes: &Sizes) -> Result<HfConfig> {
+    let [h, w] = sizes.image_size;
+    if h != w {
+        return Err(Error::config("image_size", format!("{h}x{w}"), "a square, the only images SiglipModel has"));
+    }
+    if sizes.vision_head {
+        return Err(Error::config("vision_head", true, "false: SiglipModel has no projection after its image tower"));
+    }
+    let act = |form: Form| if form == Form::Erf { ERF } else { TANH }.to_string();
+    let eps = f64::from(sizes.eps).to_string().parse().unwrap_or(f64::from(sizes.eps));
+    let (text, vision) = (&sizes.text, &sizes.vision);
+    Ok(HfConfig {
+        text_config: TextConfig {
+            vocab_size: sizes.vocab_size,
+            hidden_size: text.width,
+            intermediate_size: text.hidden,
+            num_hidden_layers: text.depth,
+            num_attention_heads: text.heads,
+            max_position_embeddings: sizes.context_len,
+            hidden_act: act(text.gelu),
+            layer_norm_eps: eps,
+            projection_size: Some(sizes.embed_dim),
+            ..TextConfig::default()
+        },
+        vision_config: VisionConfig {
+            hidden_size: vision.width,
+            intermediate_size: vision.hidden,
+            num_hidden_layers: vision.depth,
+            num_attention_heads: vision.heads,
+            num_channels: sizes.in_chans,
+            image_size: sizes.image_size,
+            patch_size: sizes.patch_size,
+            hidden_act: act(vision.gelu),
+            layer_norm_eps: eps,
+            ..VisionConfig::default()
+        },
+        ..HfConfig::default()
+    })
+}
+
+/// Writes a folder that `transformers` loads as `SiglipModel`, and this crate with its own sizes.
+///
+/// # Errors
+/// As [`to_hf`] and [`siglip::save`].
+pub fn save(folder: &Path, model: &Siglip, sizes: &Sizes) -> Result<()> {
+    let mut dict = StateDict::from_params(model.params())?;
+    mark(&mut dict, sizes)?;
+    siglip::save(folder, &to_hf(sizes)?, &dict)
+}
+
+fn from_shapes(dict: &StateDict, heads: Option<[usize; 2]>, layout: Layout) -> Result<Sizes> {
+    let shape = |name: &str| dict.require(name).map(|t| t.shape().to_vec());
+    let refuse = |cause: String| Error::checkpoint(&dict.origin, cause);
+    let rows_of = |name: &str| {
+        let shape = shape(name)?;
+        shape.first().copied().ok_or_else(|| refuse(format!("tensor `{name}` has no axis, expected rows")))
+    };
+    let kernel = shape("vision_model.embeddings.patch_embedding.weight")?;
+    let &[width, in_chans, patch_size, _] = kernel.as_slice() else {
+        return Err(refuse(format!("patch_embedding.weight has shape {kernel:?}, expected [D, C, p, p]")));
+    };
+    let tower = |model: &str, width: usize, at: usize| {
+        let layers = format!("{model}.encoder.layers");
+        let depth = (0..).take_while(|i| dict.contains(&format!("{layers}.{i}.layer_norm1.weight"))).count();
+        let heads = heads.map(|heads| heads[at]).or_else(|| Preset::heads_of_width(width)).ok_or_else(|| {
+            refuse(format!("width {width} is that of no preset and the file states no number of heads"))
+        })?;
+        let hidden = rows_of(&format!("{layers}.0.mlp.fc1.weight"))?;
+        let gelu = if layout == Layout::OpenClip { Form::Erf } else { Form::Tanh };
+        Ok::<_, Error>(Tower { width, depth, heads, hidden, gelu })
+    };
+    let side = rows_of(siglip::POSITIONS)?.isqrt() * patch_size;
+    let text = shape("text_model.embeddings.token_embedding.weight")?;
+    let &[vocab_size, text_width] = text.as_slice() else {
+        return Err(refuse(format!("token_embedding.weight has shape {text:?}, expected [vocabulary, D]")));
+    };
+    let sizes = Sizes {
+        image_size: [side, side],
+        patch_size,
+        in_chans,
+        vision: tower("vision_model", width, 0)?,
+        text: tower("text_model", text_width, 1)?,
+        vocab_size,
+        context_len: rows_of("text_model.embeddings.position_embedding.weight")?,
+        embed_dim: rows_of("text_model.head.weight")?,
+        vision_head: dict.contains("visual_projection.weight"),
+        eps: 1e-6,
+    };
+    sizes.check()?;
+    Ok(sizes)
+}
+
+/// Puts weights into a model of sizes `to`, whose images may have another size. Everything else has to fit.
+///
+/// # Errors
+/// [`Error::Checkpoint`] when a tensor is missing or has another shape (another vocabulary, say), or the weights were made
+/// with other numbers of heads: they change what weights mean, but not their shapes.
+pub fn initialise(model: &mut Siglip, to: &Sizes, weights: &Weights) -> Result<LoadReport> {
+    let from = &weights.sizes;
+    for (tower, from, to) in [("image", &from.vision, &to.vision), ("text", &from.text, &to.text)] {
+        if from.heads != to.heads {
+            let cause = format!("has {} attention heads in its {tower} tower, expected {}", from.heads, to.heads);
+            return Err(Error::checkpoint(&weights.dict.origin, cause));
+        }
+    }
+    let grid = |s: &Sizes| s.grid().map(|[h, w]| Some((h, w)));
+    let options = LoadOptions { file_grid: grid(from)?, model_grid: grid(to)?, resample: weights.resample };
+    let report = load_into(&mut model.params_mut(), &weights.dict, &options)?;
+    tracing::info!("{report}");
+    report.require(|_| true)?;
+    Ok(report)
+}
+
+/// A model read from a file, for images of its own size or of `image_size`.
+///
+/// # Errors
+/// As [`weights`] and [`initialise`].
+pub fn model(path: &Path, device: &Device, dtype: DType, image_size: Option<[usize; 2]>) -> Result<(Siglip, Sizes)> {
+    let w = weights(path)?;
+    let sizes = Sizes { image_size: image_size.unwrap_or(w.sizes.image_size), ..w.sizes.clone() };
+    let mut model = Siglip::new(&Builder::new(device, dtype, 0), &sizes)?;
+    initialise(&mut model, &sizes, &w)?;
+    Ok((model, sizes))
+}
