@@ -6,6 +6,8 @@
 //! `ok <kind> <file> worst <error> of <tolerance>`, `FAILED ...`, `unknown ...` or `later ...` (a recipe that is not there
 //! yet). An unknown kind of a recipe that is there fails the run.
 
+#[path = "golden/clip.rs"]
+mod clip;
 #[path = "golden/data.rs"]
 mod data;
 #[path = "golden/dinov2.rs"]
@@ -64,6 +66,8 @@ const KINDS: &[(&str, Runner)] = &[
     ("mae/visualise", model::visualise),
     ("siglip/bv_two_towers", siglip_model::bv_two_towers),
     ("siglip/canonicalize_text", siglip_text::canonical),
+    ("siglip/clip_loss", clip::loss),
+    ("siglip/dist_clip", clip::ranks),
     ("siglip/dist_siglip", siglip::ranks),
     ("siglip/hf_siglip", siglip_model::hf_siglip),
     ("siglip/hf_siglip2", siglip_model::hf_siglip2),

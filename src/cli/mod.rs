@@ -56,7 +56,7 @@ Examples:
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train weights from images without labels
+    /// Train weights from images without labels, or with captions
     #[command(subcommand)]
     Pretrain(Pretrain),
     /// Train pre-trained weights as a classifier
@@ -84,7 +84,9 @@ enum Command {
 #[derive(Subcommand)]
 enum Pretrain {
     /// Masked autoencoder (He et al. 2021)
-    Mae(pretrain::Flags),
+    Mae(pretrain::Mae),
+    /// Image and text towers from image-caption pairs, sigmoid loss (Zhai et al. 2023) or softmax
+    Siglip(pretrain::Siglip),
 }
 
 #[derive(Subcommand)]
@@ -194,6 +196,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     cli.machine.set_threads()?;
     match &cli.command {
         Command::Pretrain(Pretrain::Mae(flags)) => return pretrain::mae(flags, &cli.machine),
+        Command::Pretrain(Pretrain::Siglip(flags)) => return pretrain::siglip(flags, &cli.machine),
         Command::Finetune(flags) => return finetune::finetune(flags, &cli.machine),
         Command::Eval(Eval::Knn(flags)) => eval::knn(flags, &cli.machine)?,
         Command::Eval(Eval::Linear(flags)) => eval::linear(flags, &cli.machine)?,
