@@ -70,6 +70,7 @@ const KINDS: &[(&str, Runner)] = &[
     ("siglip/dist_clip", clip::ranks),
     ("siglip/dist_siglip", siglip::ranks),
     ("siglip/hf_siglip", siglip_model::hf_siglip),
+    ("siglip/hf_siglip2", siglip_model::hf_siglip2),
     ("siglip/hf_text", siglip_model::hf_text),
     ("siglip/map_head", siglip_model::map_head),
     ("siglip/posemb_resample", siglip_text::posemb_resample),

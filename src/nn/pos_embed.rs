@@ -91,18 +91,23 @@ pub fn resample(table: &Tensor, old: Grid, new: Grid, how: Resample) -> Result<T
 
 /// `[old.0, old.1, dim]` to `[new.0, new.1, dim]`.
 fn separable(x: &[f64], old: Grid, new: Grid, dim: usize, how: Resample) -> Vec<f64> {
-    let (rows, cols) = (taps(old.0, new.0, how), taps(old.1, new.1, how));
     let mut y = vec![0.0; new.0 * new.1 * dim];
-    let cells = rows.iter().flat_map(|r| cols.iter().map(move |c| (r, c)));
-    for (cell, (row, col)) in y.chunks_exact_mut(dim.max(1)).zip(cells) {
-        for (sy, wy) in row {
-            for (sx, wx) in col {
-                let from = &x[(sy * old.1 + sx) * dim..][..dim];
-                cell.iter_mut().zip(from).for_each(|(y, x)| *y += wy * wx * x);
-            }
+    for (cell, read) in y.chunks_exact_mut(dim.max(1)).zip(weights(old, new, how)) {
+        for (at, weight) in read {
+            cell.iter_mut().zip(&x[at * dim..][..dim]).for_each(|(y, x)| *y += weight * x);
         }
     }
     y
+}
+
+/// For each position of grid `new`, row by row, the positions of grid `old` that it is read from, with their weights. One
+/// may occur several times at a border.
+pub fn weights(old: Grid, new: Grid, how: Resample) -> Vec<Vec<(usize, f64)>> {
+    let (rows, cols) = (taps(old.0, new.0, how), taps(old.1, new.1, how));
+    let cell = |(row, col): (&Vec<(usize, f64)>, &Vec<(usize, f64)>)| {
+        row.iter().flat_map(|&(y, a)| col.iter().map(move |&(x, b)| (y * old.1 + x, a * b))).collect()
+    };
+    rows.iter().flat_map(|row| cols.iter().map(move |col| (row, col))).map(cell).collect()
 }
 
 /// For each new position the old ones with their weights.

@@ -34,6 +34,7 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     let options = pairs::Options {
         caption: config.caption.clone(),
         image: config.image_column.clone(),
+        images: None,
         strict: config.strict,
     };
     let data = Arc::new(Pairs::open(&config.data, &options)?);

@@ -1,7 +1,7 @@
 //! The towers, their pooling and both together, under the names of transformers and of big_vision.
 
 use ocellus::checkpoint::{StateDict, siglip};
-use ocellus::nn::pos_embed::{Grid, Resample, resample};
+use ocellus::nn::pos_embed::{Grid, Resample, weights};
 use ocellus::nn::{Builder, Module, Sequences};
 use ocellus::ops::attention::{KeyValues, Packing, cross_attention};
 use ocellus::ops::embedding::{Lookup, embedding};
@@ -9,7 +9,7 @@ use ocellus::ops::gather_rows::gather_rows;
 use ocellus::ops::gelu::Form;
 use ocellus::ops::l2_normalize::l2_normalize;
 use ocellus::ops::sigmoid_pair_loss::{Block, sigmoid_pair_loss};
-use ocellus::recipes::siglip::{MapHead, Queries, Siglip, Sizes, TextTower, TokenIds, Tower, load};
+use ocellus::recipes::siglip::{MapHead, Queries, Shapes, Siglip, Sizes, TextTower, TokenIds, Tower, load};
 use ocellus::{DType, Device, Grads, Tape, Tensor, Var};
 use serde_json::{Value, json};
 
@@ -148,16 +148,79 @@ pub fn hf_siglip(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
     compare_gradients(g, report, &grads)
 }
 
-/// Gradient by a table from that by the resampled one: the weights of each new position are what is read at it from tables
-/// with a single 1.
+/// Gradient by a table from that by the resampled one.
 fn before_resampling(grad: &Tensor, old: Grid, new: Grid) -> Fallible<Tensor> {
-    let (from, to, width) = (old.0 * old.1, new.0 * new.1, grad.shape()[1]);
-    let ones: Vec<f64> = (0..from * from).map(|i| if i % (from + 1) == 0 { 1.0 } else { 0.0 }).collect();
-    let ones = Tensor::from_slice(&ones, [1, from, from], &Device::Cpu)?;
-    let (weights, grad) = (resample(&ones, old, new, Resample::Bicubic)?.to_f64()?, grad.to_f64()?);
-    let sum = |i: usize, c: usize| (0..to).map(|j| weights[j * from + i] * grad[j * width + c]).sum::<f64>() as f32;
-    let values: Vec<f32> = (0..from * width).map(|at| sum(at / width, at % width)).collect();
-    Ok(Tensor::from_slice(&values, [from, width], &Device::Cpu)?)
+    let (width, grad) = (grad.shape()[1], grad.to_f64()?);
+    let mut sums = vec![0.0; old.0 * old.1 * width];
+    for (grad, read) in grad.chunks(width).zip(weights(old, new, Resample::Bicubic)) {
+        for (at, weight) in read {
+            sums[at * width..][..width].iter_mut().zip(grad).for_each(|(sum, g)| *sum += weight * g);
+        }
+    }
+    let sums: Vec<f32> = sums.into_iter().map(|x| x as f32).collect();
+    Ok(Tensor::from_slice(&sums, [old.0 * old.1, width], &Device::Cpu)?)
+}
+
+/// Pixels of a patch with their channels last, to the order of a convolution kernel, or back.
+fn patch_order(values: &[f32], patch: usize, back: bool) -> Vec<f32> {
+    let channels = values.len() / (patch * patch);
+    let mut out = vec![0.0; values.len()];
+    for pixel in 0..patch * patch {
+        for c in 0..channels {
+            let (last, first) = (pixel * channels + c, c * patch * patch + pixel);
+            let (to, from) = if back { (last, first) } else { (first, last) };
+            out[to] = values[from];
+        }
+    }
+    out
+}
+
+pub fn hf_siglip2(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
+    let sizes = hf_sizes(&g.config["text"], &g.config["vision"])?;
+    let mut model = Siglip::new(&builder(device), &sizes)?;
+    load_all(&mut model, &siglip::to_ours(&g.dict("param"))?)?;
+    let ids = ids(g, "input.input_ids", g.usize("len"), sizes.vocab_size, device)?;
+    let (patch, width) = (sizes.patch_size, g.get("input.pixel_values").shape[2]);
+    let shown: Vec<usize> =
+        g.ints("input.pixel_attention_mask").iter().enumerate().filter(|(_, m)| **m != 0).map(|(at, _)| at).collect();
+    let pixels = g.floats("input.pixel_values");
+    let rows: Vec<f32> =
+        shown.iter().flat_map(|at| patch_order(&pixels[at * width..][..width], patch, false)).collect();
+    let grids: Vec<Grid> =
+        g.ints("input.spatial_shapes").chunks(2).map(|hw| (hw[0] as usize, hw[1] as usize)).collect();
+    let [h, w] = sizes.grid()?;
+    let shapes = Shapes::new(&grids, (h, w), device)?;
+    let (tape, mut grads) = (Tape::new(), Grads::new());
+    let patches = tape.leaf(Tensor::from_slice(&rows, [shown.len(), width], device)?);
+    let x = l2_normalize(&tape, &model.vision.forward_shapes(&tape, &patches, &shapes)?)?;
+    let y = l2_normalize(&tape, &model.text.forward(&tape, &ids)?)?;
+    report.tensor(g, "output.image_embeds", x.value());
+    report.tensor(g, "output.text_embeds", y.value());
+    report.compare(g, "output.logits_per_image", &logits(numbers(&model)?, x.value(), y.value())?);
+    let (scale, bias) = (tape.param(&model.logit_scale), tape.param(&model.logit_bias));
+    let (loss, _) = sigmoid_pair_loss(&tape, &x, &y, &scale, &bias, Block::whole(grids.len()))?;
+    report.tensor(g, "output.loss", loss.value());
+    tape.backward_scaled(&loss, 1.0, &mut grads)?;
+    let dpatches = grads.take(&patches).ok_or("no gradient of the patches")?.to_vec::<f32>()?;
+    let mut dpixels = vec![0.0; pixels.len()];
+    for (at, row) in shown.iter().zip(dpatches.chunks(width)) {
+        let row = patch_order(row, patch, true).into_iter().map(f64::from);
+        dpixels[at * width..][..width].iter_mut().zip(row).for_each(|(to, x)| *to = x);
+    }
+    report.compare(g, "grad_input.pixel_values", &dpixels);
+    let mut named = StateDict::new();
+    for (name, grad) in siglip::to_hf(&gradients(&model, &grads)?)?.iter() {
+        let grad = match name {
+            "vision_model.embeddings.patch_embedding.weight" => {
+                let rows: Vec<f32> =
+                    grad.to_vec::<f32>()?.chunks(width).flat_map(|row| patch_order(row, patch, true)).collect();
+                Tensor::from_slice(&rows, [rows.len() / width, width], &Device::Cpu)?
+            }
+            _ => grad.clone(),
+        };
+        named.insert(name, grad)?;
+    }
+    compare_gradients(g, report, &named)
 }
 
 pub fn hf_text(g: &Golden, device: &Device, report: &mut Report) -> Outcome {

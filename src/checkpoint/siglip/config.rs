@@ -1,4 +1,4 @@
-//! `config.json` of `SiglipModel`.
+//! `config.json` of `SiglipModel` and, to read, of `Siglip2Model`.
 
 use std::path::Path;
 
@@ -63,6 +63,9 @@ pub struct VisionConfig {
     pub num_attention_heads: usize,
     /// Image channels.
     pub num_channels: usize,
+    /// Positions of the table, of models for images of different shapes (NaFlex): they have no `image_size`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_patches: Option<usize>,
     /// Height and width in pixels.
     #[serde(deserialize_with = "pair", serialize_with = "number_or_pair")]
     pub image_size: [usize; 2],
@@ -123,6 +126,7 @@ impl Default for VisionConfig {
             num_hidden_layers: 12,
             num_attention_heads: 12,
             num_channels: 3,
+            num_patches: None,
             image_size: [224, 224],
             patch_size: 16,
             hidden_act: TANH.into(),
@@ -133,6 +137,16 @@ impl Default for VisionConfig {
 }
 
 impl HfConfig {
+    /// Height and width in pixels; of NaFlex, of the images that its table of positions is made for.
+    pub fn image_size(&self) -> [usize; 2] {
+        let vision = &self.vision_config;
+        match vision.num_patches {
+            Some(patches) => [patches.isqrt() * vision.patch_size; 2],
+            None if self.other.get("model_type").is_some_and(|kind| kind == "siglip2") => [16 * vision.patch_size; 2],
+            None => vision.image_size,
+        }
+    }
+
     /// Reads `config.json`, given itself or its folder.
     ///
     /// # Errors
@@ -147,8 +161,8 @@ impl HfConfig {
 
     fn check(&self) -> std::result::Result<(), String> {
         let kind = self.other.get("model_type").and_then(Value::as_str).unwrap_or("siglip");
-        if kind != "siglip" {
-            return Err(format!("`model_type` is {kind}, expected siglip"));
+        if kind != "siglip" && kind != "siglip2" {
+            return Err(format!("`model_type` is {kind}, expected siglip or siglip2"));
         }
         for (tower, act) in [("text", &self.text_config.hidden_act), ("vision", &self.vision_config.hidden_act)] {
             if act != TANH && act != ERF {

@@ -20,12 +20,14 @@ use std::path::Path;
 pub use big_vision::{heads, to_big_vision};
 pub use config::{ERF, HfConfig, TANH, TextConfig, VisionConfig};
 
-use super::arrange::{join, split};
+use super::arrange::{join, permuted, split};
 use super::{StateDict, hf};
 use crate::{Error, Result, Tensor};
 
-/// Tables of positions, whose rows belong to a grid of patches.
+/// The table of positions whose rows belong to a grid of patches.
 pub const POSITIONS: &str = "vision_model.embeddings.position_embedding.weight";
+
+const PATCHES: &str = "vision_model.embeddings.patch_embedding.weight";
 
 /// Whose names a dictionary has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,11 +88,39 @@ pub fn detect(dict: &StateDict) -> Result<Layout> {
 /// When the layout is unknown, or a part of a stacked tensor is missing or does not fit the others.
 pub fn to_ours(dict: &StateDict) -> Result<StateDict> {
     let dict = match detect(dict)? {
-        Layout::HuggingFace => cut(dict, &THEIRS)?,
+        Layout::HuggingFace => convolution(cut(dict, &THEIRS)?)?,
         Layout::BigVision => big_vision::read(dict)?,
         Layout::OpenClip => open_clip::read(dict)?,
     };
     stacked(&dict, &OURS)
+}
+
+/// Whether a dictionary of `transformers` is of the second model's NaFlex form, for images of different shapes.
+pub fn is_naflex(dict: &StateDict) -> bool {
+    dict.get(PATCHES).is_some_and(|kernel| kernel.shape().len() == 2)
+}
+
+/// With the patch embedding of NaFlex, a linear layer `[D, p · p · 3]` on pixels with their channels last, as the convolution
+/// that it is.
+fn convolution(dict: StateDict) -> Result<StateDict> {
+    if !is_naflex(&dict) {
+        return Ok(dict);
+    }
+    let mut out = StateDict::of(&dict.origin, dict.metadata.clone());
+    for (name, tensor) in dict.iter() {
+        if name != PATCHES {
+            out.insert(name, tensor.clone())?;
+            continue;
+        }
+        let [width, values] = tensor.dims("siglip", PATCHES)?;
+        let patch = (values / 3).isqrt();
+        if 3 * patch * patch != values || values == 0 {
+            let cause = format!("tensor `{name}` has shape {}, expected square patches of 3 channels", tensor.shape());
+            return Err(Error::checkpoint(&dict.origin, cause));
+        }
+        out.insert(name, permuted(&tensor.reshape([width, patch, patch, 3])?, &[0, 3, 1, 2])?)?;
+    }
+    Ok(out)
 }
 
 /// Names of `transformers`, from this crate's.

@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use super::super::arrange::{join, split};
-use super::super::siglip::{HfConfig, Layout, detect, heads, to_big_vision, to_hf, to_ours};
+use super::super::arrange::{join, permuted, split};
+use super::super::siglip::{HfConfig, Layout, detect, heads, is_naflex, to_big_vision, to_hf, to_ours};
 use super::super::{StateDict, npz, read, safetensors};
 use super::{assert_same, tensor};
 use crate::{DType, Device, Tensor};
@@ -242,6 +242,22 @@ fn faults_are_named() {
     assert!(to_big_vision(&more, HEADS).unwrap().contains("img/head/kernel"));
 }
 
+/// The linear patch embedding of NaFlex reads channels last.
+#[test]
+fn naflex_becomes_a_convolution() {
+    let (ours, hub) = (ours(), to_hf(&ours()).unwrap());
+    let patches = "vision_model.embeddings.patch_embedding.weight";
+    let linear = mapped(&hub, |n, t| {
+        let t = if n == patches { permuted(t, &[0, 2, 3, 1]).unwrap().reshape([6, 12]).unwrap() } else { t.clone() };
+        Some((n.to_string(), t))
+    });
+    assert!(is_naflex(&linear) && !is_naflex(&hub));
+    assert_same(&to_ours(&linear).unwrap(), &ours);
+    let wrong =
+        mapped(&linear, |n, t| Some((n.to_string(), if n == patches { tensor(&[6, 13], 0) } else { t.clone() })));
+    assert!(to_ours(&wrong).unwrap_err().to_string().contains("[6, 13], expected square patches"));
+}
+
 fn archive(members: &[(&str, Vec<u8>)], method: zip::CompressionMethod) -> tempfile::NamedTempFile {
     let file = tempfile::Builder::new().suffix(".npz").tempfile().unwrap();
     let mut zip = zip::ZipWriter::new(file.reopen().unwrap());
@@ -301,9 +317,12 @@ fn configurations_have_the_defaults_of_transformers() {
     assert_eq!(read.other["initializer_factor"], 1.0);
     let text = serde_json::to_string(&read).unwrap();
     assert_eq!(config(&text).unwrap(), read);
+    assert_eq!(read.image_size(), [384, 384]);
+    assert_eq!(config(r#"{"model_type": "siglip2"}"#).unwrap().image_size(), [256, 256]);
+    assert_eq!(config(r#"{"vision_config": {"num_patches": 9}}"#).unwrap().image_size(), [48, 48]);
     assert_eq!(config("{}").unwrap().text_config.hidden_act, "gelu_pytorch_tanh");
     for (text, message) in [
-        (r#"{"model_type": "siglip2"}"#, "`model_type` is siglip2, expected siglip"),
+        (r#"{"model_type": "clip"}"#, "`model_type` is clip, expected siglip"),
         (r#"{"text_config": {"hidden_act": "relu"}}"#, "`text_config.hidden_act` is relu"),
         (r#"{"vision_config": {"layer_norm_eps": 1e-5}}"#, "expected one positive number"),
         (r#"{"vision_config": {"patch_size": [4, 5]}}"#, "expected square ones"),

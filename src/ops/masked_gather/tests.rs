@@ -76,7 +76,7 @@ fn removed_patches_have_no_gradient() {
 /// Pixels right of the last whole patch and below it are neither read nor given a gradient.
 #[test]
 fn borders_belong_to_no_patch() {
-    for device in devices() {
+    for device in [Device::Cpu].into_iter().chain(devices()) {
         let (p, [h, w]) = (4, [11, 14]);
         let inside = |at: usize| at % w < w / p * p && at / w % h < h / p * p;
         let wide: Vec<f32> = (0..2 * 3 * h * w).map(|at| if inside(at) { at as f32 } else { f32::NAN }).collect();

@@ -1,7 +1,7 @@
 //! The image tower.
 
 use super::head::Queries;
-use super::{MapHead, Sizes};
+use super::{MapHead, Shapes, Sizes};
 use crate::nn::vit::PatchIds;
 use crate::nn::{Block, Builder, Init, LayerNorm, Linear, PerSize, Sequences};
 use crate::ops::embedding::{Lookup, embedding};
@@ -117,15 +117,37 @@ impl ImageTower {
         let x = masked_gather(tape, images, &layout.patches.keep, self.sizes.patch_size, norm, dtype)?;
         let x = self.patch_embedding.forward(tape, &x, None)?;
         let x = embedding(tape, &tape.param(&self.position_embedding), &layout.positions, Some(&x))?;
-        let x = Block::run(&self.layers, tape, x, &layout.seqs, &[], self.recompute)?;
+        self.run(tape, x, &layout.seqs)
+    }
+
+    fn run(&self, tape: &Tape, x: Var, seqs: &Sequences) -> Result<Var> {
+        let x = Block::run(&self.layers, tape, x, seqs, &[], self.recompute)?;
         self.post_layernorm.forward(tape, &x)
+    }
+
+    /// Embeddings of images of different shapes, not normalised: `[B, embed_dim]`.
+    ///
+    /// `patches`: `[all patches, C · p · p]` normalised pixels in the order `(c, py, px)` of a convolution kernel. It runs
+    /// launch by launch: a recorded step would need the same shapes again.
+    ///
+    /// # Errors
+    /// When there are other patches than the shapes say, or the shapes were made for another table.
+    pub fn forward_shapes(&self, tape: &Tape, patches: &Var, shapes: &Shapes) -> Result<Var> {
+        let x = self.patch_embedding.forward(tape, patches, None)?;
+        let x = shapes.add_positions(tape, &tape.param(&self.position_embedding), x)?;
+        let x = self.run(tape, x, &shapes.seqs)?;
+        self.embed(tape, &x, &shapes.seqs, &shapes.queries)
     }
 
     /// Embeddings from the tokens that [`encode`](Self::encode) gave: `[B, embed_dim]`.
     pub fn pool(&self, tape: &Tape, tokens: &Var) -> Result<Var> {
         let patches = self.position_embedding.value().shape()[0];
         let layout = self.layout(tokens.value().shape().rows_cols().0 / patches, tokens.value().device())?;
-        let x = self.head.forward(tape, tokens, &layout.seqs, &layout.queries)?;
+        self.embed(tape, tokens, &layout.seqs, &layout.queries)
+    }
+
+    fn embed(&self, tape: &Tape, tokens: &Var, seqs: &Sequences, queries: &Queries) -> Result<Var> {
+        let x = self.head.forward(tape, tokens, seqs, queries)?;
         match &self.projection {
             Some(projection) => projection.forward(tape, &x, None),
             None => Ok(x),

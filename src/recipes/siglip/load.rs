@@ -57,6 +57,7 @@ pub fn weights(path: &Path) -> Result<Weights> {
         (None, None) => from_shapes(&dict, siglip::heads(&raw), layout)?,
     };
     let resample = match layout {
+        Layout::HuggingFace if siglip::is_naflex(&raw) => Resample::BilinearAntialias,
         Layout::HuggingFace => Resample::Bicubic,
         Layout::BigVision => Resample::Corners,
         Layout::OpenClip => Resample::Bilinear,
@@ -92,7 +93,7 @@ pub fn from_hf(config: &HfConfig) -> Result<Sizes> {
     let (text, vision) = (&config.text_config, &config.vision_config);
     let form = |act: &str| if act == ERF { Form::Erf } else { Form::Tanh };
     let sizes = Sizes {
-        image_size: vision.image_size,
+        image_size: config.image_size(),
         patch_size: vision.patch_size,
         in_chans: vision.num_channels,
         vision: Tower {

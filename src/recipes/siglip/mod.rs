@@ -9,6 +9,8 @@ mod image;
 pub mod init;
 pub mod load;
 mod model;
+pub mod picture;
+mod shapes;
 pub(crate) mod step;
 #[cfg(test)]
 mod tests;
@@ -19,5 +21,6 @@ pub use flags::Config;
 pub use head::{MapHead, Queries};
 pub use image::ImageTower;
 pub use model::{LOGIT_BIAS, LOGIT_SCALE, Siglip};
+pub use shapes::Shapes;
 pub use step::{Pretrain, freeze, freeze_marked, norm};
 pub use text::{TextTower, TokenIds};

@@ -1,7 +1,7 @@
 //! Properties of towers and files, mostly in f64 on the CPU.
 
 use super::config::Preset;
-use super::{MapHead, Queries, Siglip, Sizes, TextTower, TokenIds, Tower, load};
+use super::{MapHead, Queries, Shapes, Siglip, Sizes, TextTower, TokenIds, Tower, load};
 use crate::checkpoint::{StateDict, siglip};
 use crate::nn::pos_embed::{Resample, resample};
 use crate::nn::{Builder, Module, Sequences};
@@ -120,7 +120,7 @@ fn key_biases_have_no_gradient() {
 /// What is recomputed is what was computed, on every device, and in bf16 too.
 #[test]
 fn recomputation_changes_nothing() {
-    for device in devices() {
+    for device in [Device::Cpu].into_iter().chain(devices()) {
         for dtype in [DType::F32, DType::BF16] {
             let mut model = Siglip::new(&builder(dtype, &device), &sizes()).unwrap();
             let images = images(2).cast(DType::F32).unwrap().to_device(&device).unwrap();
@@ -135,6 +135,45 @@ fn recomputation_changes_nothing() {
             model.set_recompute(true);
             assert!(run(&model) == kept);
         }
+    }
+}
+
+/// A recorded step runs again with other texts and images: nothing is uploaded inside, and no order of an older batch stays.
+#[test]
+fn recorded_steps_take_other_inputs() {
+    for device in devices() {
+        let model = Siglip::new(&builder(DType::F32, &device), &sizes()).unwrap();
+        let images = |seed| random(&sizes().images(2), seed).cast(DType::F32).unwrap().to_device(&device).unwrap();
+        let other = TokenIds::new(&[5, 5, 5, 5, 5, 12, 0, 2, 1, 1], 5, 13, &device).unwrap();
+        let run = |images: &Tensor, ids: &TokenIds, grads: &mut Grads| {
+            let tape = Tape::new();
+            let x = l2_normalize(&tape, &model.vision.forward(&tape, &Var::constant(images.clone()), None)?)?;
+            let y = l2_normalize(&tape, &model.text.forward(&tape, ids)?)?;
+            let (scale, bias) = (tape.param(&model.logit_scale), tape.param(&model.logit_bias));
+            let (loss, _) = sigmoid_pair_loss(&tape, &x, &y, &scale, &bias, Block::whole(2))?;
+            let value = loss.value().clone();
+            tape.backward_scaled(&loss, 1.0, grads)?;
+            Ok(value)
+        };
+        let all = |grads: &Grads| -> Vec<f64> {
+            model.params().iter().flat_map(|p| grads.get(p).unwrap().to_f64().unwrap()).collect()
+        };
+        let mut eager = Grads::new();
+        let expected = run(&images(2), &other, &mut eager).unwrap().item().unwrap();
+
+        let (mut held, mut ids, mut grads) = (images(1), ids(&device), Grads::new());
+        let warm: Result<Tensor> = run(&held, &ids, &mut grads);
+        assert_ne!(warm.unwrap().item().unwrap(), expected);
+        grads.clear();
+        let (loss, mut graph) = device.record(|| run(&held, &ids, &mut grads)).unwrap();
+        held.copy_from(&images(2)).unwrap();
+        let mut other = other.clone();
+        for (to, from) in ids.tensors().into_iter().zip(other.tensors()) {
+            to.copy_from(from).unwrap();
+        }
+        graph.replay().unwrap();
+        assert_eq!(loss.item().unwrap(), expected);
+        assert!(all(&grads) == all(&eager));
     }
 }
 
@@ -204,6 +243,34 @@ fn the_head_pools_sets() {
     // Of equal tokens, what attention gives is their value whatever the probe asks.
     let (_, probe) = head(&rows(&[2, 2, 2]), &[0, 3]);
     assert!(probe.iter().all(|g| g.abs() < 1e-12));
+}
+
+/// Images of any shape by their patches: those of the tower's own shape give what images give, and no image sees another.
+#[test]
+fn images_of_different_shapes_share_a_batch() {
+    let sizes = square();
+    let model = shaken(Siglip::new(&double(), &sizes).unwrap());
+    let none = Tape::no_grad();
+    let pixels = random(&sizes.images(1), 5);
+    let all = Tensor::from_slice(&(0..9i32).collect::<Vec<_>>(), [1, 9], &Device::Cpu).unwrap();
+    let own = crate::ops::masked_gather::forward(&pixels, &all, 3, None, DType::F64).unwrap();
+    let y = |patches: &[f64], grids: &[(usize, usize)]| {
+        let patches = Tensor::from_slice(patches, [patches.len() / 27, 27], &Device::Cpu).unwrap();
+        let shapes = Shapes::new(grids, (3, 3), &Device::Cpu).unwrap();
+        model.vision.forward_shapes(&none, &Var::constant(patches), &shapes).unwrap().value().to_f64().unwrap()
+    };
+    let close = |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+    let of_image = model.vision.forward(&none, &Var::constant(pixels), None).unwrap().value().to_f64().unwrap();
+    let own = own.to_f64().unwrap();
+    assert!(close(&y(&own, &[(3, 3)]), &of_image));
+    let other = random(&[10, 27], 9).to_f64().unwrap();
+    let both = y(&[own.clone(), other.clone()].concat(), &[(3, 3), (2, 5)]);
+    assert!(close(&both, &[of_image, y(&other, &[(2, 5)])].concat()));
+    assert!(!close(&y(&other, &[(2, 5)]), &y(&other, &[(5, 2)])), "positions follow the shape");
+    let few = Tensor::from_slice(&other, [10, 27], &Device::Cpu).unwrap();
+    let shapes = Shapes::new(&[(3, 3)], (3, 3), &Device::Cpu).unwrap();
+    assert!(model.vision.forward_shapes(&none, &Var::constant(few), &shapes).is_err());
+    assert!(Shapes::new(&[(3, 0)], (3, 3), &Device::Cpu).is_err());
 }
 
 /// Padding takes part in attention: another pad id, or another length, is another text.
@@ -339,6 +406,32 @@ fn folders_of_transformers_come_back() {
 
     let error = load::save(folder.path(), &model, &Sizes { image_size: [9, 12], ..square() }).unwrap_err();
     assert!(error.to_string().contains("image_size"), "{error}");
+}
+
+/// An archive of big_vision says everything but the activation.
+#[test]
+fn archives_of_big_vision_are_models() {
+    use std::io::Write;
+    let file = tempfile::Builder::new().suffix(".npz").tempfile().unwrap();
+    let one = tempfile::NamedTempFile::new().unwrap();
+    for vision_head in [false, true] {
+        let sizes = Sizes { vision_head, embed_dim: if vision_head { 10 } else { 12 }, ..square() };
+        let model = shaken(Siglip::new(&builder(DType::F32, &Device::Cpu), &sizes).unwrap());
+        let dict = siglip::to_big_vision(&StateDict::from_params(model.params()).unwrap(), [3, 2]).unwrap();
+        let mut zip = zip::ZipWriter::new(std::fs::File::create(file.path()).unwrap());
+        for (name, tensor) in dict.iter() {
+            crate::checkpoint::npy::write(one.path(), tensor).unwrap();
+            zip.start_file(format!("params/{name}.npy"), zip::write::SimpleFileOptions::default()).unwrap();
+            zip.write_all(&std::fs::read(one.path()).unwrap()).unwrap();
+        }
+        zip.finish().unwrap();
+        assert_eq!(load::weights(file.path()).unwrap().resample, Resample::Corners);
+        let (back, found) = load::model(file.path(), &Device::Cpu, DType::F32, None).unwrap();
+        assert_eq!(found, sizes);
+        for (a, b) in model.params().into_iter().zip(back.params()) {
+            assert_eq!((a.name(), a.master.to_f64().unwrap()), (b.name(), b.master.to_f64().unwrap()));
+        }
+    }
 }
 
 /// Another resolution takes resampled positions, in the way of whoever made the file; anything else that differs is an error.
