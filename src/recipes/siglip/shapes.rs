@@ -56,7 +56,8 @@ impl Shapes {
     /// Adds the positions to `x: [patches, width]`.
     pub(super) fn add_positions(&self, tape: &Tape, table: &Var, mut x: Var) -> Result<Var> {
         for (lookup, factors) in &self.sources {
-            x = residual(tape, &x, &embedding(tape, table, lookup, None)?, Some(factors))?;
+            let factors = factors.cast(x.value().dtype().accumulate())?;
+            x = residual(tape, &x, &embedding(tape, table, lookup, None)?, Some(&factors))?;
         }
         Ok(x)
     }
