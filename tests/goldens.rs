@@ -26,6 +26,8 @@ mod siglip;
 mod siglip_model;
 #[path = "golden/siglip_text.rs"]
 mod siglip_text;
+#[path = "golden/siglip_train.rs"]
+mod siglip_train;
 #[path = "golden/tables.rs"]
 mod tables;
 
@@ -64,6 +66,7 @@ const KINDS: &[(&str, Runner)] = &[
     ("mae/pretrain_forward", model::pretrain_forward),
     ("mae/pretrain_trajectory", model::pretrain_trajectory),
     ("mae/visualise", model::visualise),
+    ("siglip/bv_trajectory", siglip_train::bv_trajectory),
     ("siglip/bv_two_towers", siglip_model::bv_two_towers),
     ("siglip/canonicalize_text", siglip_text::canonical),
     ("siglip/clip_loss", clip::loss),
@@ -72,6 +75,7 @@ const KINDS: &[(&str, Runner)] = &[
     ("siglip/hf_siglip", siglip_model::hf_siglip),
     ("siglip/hf_siglip2", siglip_model::hf_siglip2),
     ("siglip/hf_text", siglip_model::hf_text),
+    ("siglip/hf_trajectory", siglip_train::hf_trajectory),
     ("siglip/map_head", siglip_model::map_head),
     ("siglip/posemb_resample", siglip_text::posemb_resample),
     ("siglip/preprocess_pil", siglip_text::preprocess_pil),
