@@ -21,6 +21,7 @@ mod eval;
 mod finetune;
 mod info;
 mod pretrain;
+mod siglip;
 mod synth;
 mod tokenizer;
 mod visualize;
@@ -64,7 +65,7 @@ enum Command {
     /// Measure frozen features
     #[command(subcommand)]
     Eval(Eval),
-    /// Write the features of a folder of images
+    /// Write the features of a folder of images, or of captions
     Embed(eval::Embed),
     /// Draw what a model does
     #[command(subcommand)]
@@ -95,12 +96,18 @@ enum Eval {
     Knn(eval::Knn),
     /// Accuracy of a linear layer trained on the features
     Linear(ocellus::eval::Probe),
+    /// Accuracy of an image-text model that knows the classes by name only
+    ZeroShot(siglip::ZeroShot),
+    /// How often an image finds its caption and a caption its image
+    Retrieval(siglip::Retrieval),
 }
 
 #[derive(Subcommand)]
 enum Visualize {
     /// Original | masked | reconstruction | pasted, for a folder of images
     Mae(visualize::Flags),
+    /// Images against captions with probabilities, and the nearest of each
+    Siglip(siglip::Visualize),
 }
 
 #[derive(Subcommand)]
@@ -111,7 +118,7 @@ enum Tokenizer {
 
 #[derive(Subcommand)]
 enum Data {
-    /// Draw labelled images of cluttered scenes, with captions; or short videos with masks
+    /// Draw labelled images of cluttered scenes, with captions; or short videos with masks; or image-text pairs
     Synth(synth::Flags),
 }
 
@@ -200,8 +207,11 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Finetune(flags) => return finetune::finetune(flags, &cli.machine),
         Command::Eval(Eval::Knn(flags)) => eval::knn(flags, &cli.machine)?,
         Command::Eval(Eval::Linear(flags)) => eval::linear(flags, &cli.machine)?,
+        Command::Eval(Eval::ZeroShot(flags)) => siglip::zero_shot(flags, &cli.machine)?,
+        Command::Eval(Eval::Retrieval(flags)) => siglip::retrieval(flags, &cli.machine)?,
         Command::Embed(flags) => eval::embed(flags, &cli.machine)?,
         Command::Visualize(Visualize::Mae(flags)) => visualize::mae(flags, &cli.machine)?,
+        Command::Visualize(Visualize::Siglip(flags)) => siglip::visualize(flags, &cli.machine)?,
         Command::Data(Data::Synth(flags)) => synth::synth(flags)?,
         Command::Tokenizer(Tokenizer::Train(flags)) => tokenizer::run(flags)?,
         Command::Bench(flags) => return bench::bench(flags, &cli.machine),

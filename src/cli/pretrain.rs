@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use ocellus::recipes::{mae, siglip};
 use ocellus::recipes::siglip::flags::Loss;
+use ocellus::recipes::{mae, siglip};
 use ocellus::train::{self, Outcome, RunDir};
 use ocellus::{Error, Result, eval};
 
@@ -62,6 +62,7 @@ pub fn siglip(flags: &Siglip, machine: &Machine) -> Result<ExitCode> {
     if !resume {
         config.data = absolute(&config.data)?;
         config.tokenizer = absolute(&config.tokenizer)?;
+        config.images = config.images.as_deref().map(absolute).transpose()?;
         config.dtype = Some(dtype.name().into());
     }
     let (outcome, task) = train::pretrain_siglip(&config, &device, dtype, resume)?;
@@ -71,7 +72,10 @@ pub fn siglip(flags: &Siglip, machine: &Machine) -> Result<ExitCode> {
     say!("weights: {}/model.safetensors (Hugging Face)", config.out.display());
     let number = |p: &ocellus::Param| p.master.item();
     let (scale, bias) = (number(&task.model.logit_scale)?.exp(), number(&task.model.logit_bias)?);
-    say!("logits: {scale:.2} times the similarity{}", if config.loss == Loss::Sigmoid { format!(" {bias:+.2}") } else { String::new() });
+    say!(
+        "logits: {scale:.2} times the similarity{}",
+        if config.loss == Loss::Sigmoid { format!(" {bias:+.2}") } else { String::new() }
+    );
     Ok(ExitCode::SUCCESS)
 }
 

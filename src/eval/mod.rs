@@ -3,6 +3,7 @@
 mod class_names;
 mod compare;
 mod features;
+pub mod image_text;
 mod knn;
 mod linear;
 mod retrieval;

@@ -275,7 +275,9 @@ fn clipping_scales_the_gradient_and_reports_the_norm() {
 fn bad_gradients(optimizer: &mut dyn Optimizer) {
     let mut params = model(&Device::Cpu, DType::BF16);
     advance(optimizer, &mut params, 1, None);
-    let state = |o: &dyn Optimizer| o.state().unwrap().iter().map(|(n, t)| (n.clone(), t.to_f64().unwrap())).collect::<Vec<_>>();
+    let state = |o: &dyn Optimizer| {
+        o.state().unwrap().iter().map(|(n, t)| (n.clone(), t.to_f64().unwrap())).collect::<Vec<_>>()
+    };
     let (weights, before) = (values(&params), state(optimizer));
     for (bad, text) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
         let grads = gradients(&params, 2, |name, g| {

@@ -34,7 +34,7 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     let options = pairs::Options {
         caption: config.caption.clone(),
         image: config.image_column.clone(),
-        images: None,
+        images: config.images.clone(),
         strict: config.strict,
     };
     let data = Arc::new(Pairs::open(&config.data, &options)?);
@@ -58,6 +58,7 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     let create = || RunDir::create(&config.out, config, data.identity(), config.keep);
     let transform = transform(config, image_size)?;
     let (outcome, run) = train(&mut task, optimizer.as_mut(), data.clone(), transform, &plan, found, create)?;
+    task.tokenizer().save(run.path())?; // it travels with the weights, those of an interrupted run too
     if outcome == Outcome::Finished {
         load::save(run.path(), &task.model, &task.sizes)?;
     }

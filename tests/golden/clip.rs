@@ -101,7 +101,9 @@ pub fn ranks(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
             let one_device = part(&whole_by_side[side], rank);
             let sum: Vec<f64> = mine.iter().zip(&all).map(|(a, b)| a + b).collect();
             let each: Vec<f64> = one_device.iter().map(|v| v * ranks as f64).collect();
-            for (variant, gradient) in [("", &sum), ("local_nograd.", mine), ("global_gg.", &each), ("global_nograd.", &one_device)] {
+            for (variant, gradient) in
+                [("", &sum), ("local_nograd.", mine), ("global_gg.", &each), ("global_nograd.", &one_device)]
+            {
                 report.compare(g, &format!("grad_input.{}.{name}", names(variant)), gradient);
             }
         }

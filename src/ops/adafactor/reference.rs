@@ -72,33 +72,40 @@ fn one<C: Float>(item: &mut Item, f: Factors<C::Acc>) -> Result<()> {
     type Acc<C> = <C as Float>::Acc;
     let g = item.g.as_slice::<Acc<C>>()?;
     let mut copies = copy_chunks::<C>(&mut item.compute)?;
-    let weights = item.w.as_mut_slice::<Acc<C>>()?.chunks_mut(TASK).zip(item.m.as_mut_slice::<Acc<C>>()?.chunks_mut(TASK));
-    let tasks: Vec<_> = weights
-        .zip(g.chunks(TASK))
-        .map(|((w, m), g)| (w, m, g, copies.next().unwrap_or_default()))
-        .collect();
+    let weights =
+        item.w.as_mut_slice::<Acc<C>>()?.chunks_mut(TASK).zip(item.m.as_mut_slice::<Acc<C>>()?.chunks_mut(TASK));
+    let tasks: Vec<_> =
+        weights.zip(g.chunks(TASK)).map(|((w, m), g)| (w, m, g, copies.next().unwrap_or_default())).collect();
     match &mut item.second {
         Second::Full(v) => {
             let tasks = tasks.into_par_iter().zip(v.as_mut_slice::<Acc<C>>()?.par_chunks_mut(TASK));
-            tasks.for_each(|((w, m, g, copy), v)| simd(#[inline(always)] || {
-                let n = w.len();
-                let (m, g, v) = (&mut m[..n], &g[..n], &mut v[..n]);
-                for i in 0..n {
-                    v[i] = f.second[0] * v[i] + f.second[1] * f.square(g[i]);
-                    w[i] = element(w[i], &mut m[i], f.gradient * g[i] / v[i].sqrt(), f);
-                }
-                copy.iter_mut().zip(&*w).for_each(|(c, &w)| *c = C::put(w));
-            }));
+            tasks.for_each(|((w, m, g, copy), v)| {
+                simd(
+                    #[inline(always)]
+                    || {
+                        let n = w.len();
+                        let (m, g, v) = (&mut m[..n], &g[..n], &mut v[..n]);
+                        for i in 0..n {
+                            v[i] = f.second[0] * v[i] + f.second[1] * f.square(g[i]);
+                            w[i] = element(w[i], &mut m[i], f.gradient * g[i] / v[i].sqrt(), f);
+                        }
+                        copy.iter_mut().zip(&*w).for_each(|(c, &w)| *c = C::put(w));
+                    },
+                )
+            });
         }
         Second::Factored { rows, cols, view } => {
             let (rows, cols) = (rows.as_mut_slice::<Acc<C>>()?, cols.as_mut_slice::<Acc<C>>()?);
             means(g, *view, rows, cols, f);
             // The roots once for each row and column, not for each element.
             let mean = |r: &[Acc<C>]| Acc::<C>::of(r.iter().map(|r| r.f64()).sum::<f64>() / r.len() as f64);
-            let of_rows: Vec<Acc<C>> = rows.chunks(view.rows).flat_map(|r| {
-                let mean = mean(r);
-                r.iter().map(move |&r| (r / mean).sqrt())
-            }).collect();
+            let of_rows: Vec<Acc<C>> = rows
+                .chunks(view.rows)
+                .flat_map(|r| {
+                    let mean = mean(r);
+                    r.iter().map(move |&r| (r / mean).sqrt())
+                })
+                .collect();
             let of_cols: Vec<Acc<C>> = cols.iter().map(|c| c.sqrt()).collect();
             tasks.into_par_iter().enumerate().for_each(|(task, (w, m, g, copy))| {
                 for (i, w) in w.iter_mut().enumerate() {

@@ -15,7 +15,8 @@ fn view(groups: usize, rows: usize, cols: usize, place: Groups) -> (Shape, Optio
 fn matches_the_oracle() {
     let whole = |n: usize| (Shape::from([n]), None);
     for place in [Groups::First, Groups::Middle, Groups::Last] {
-        let tensors = [view(1, 1, 1, place), whole(5), view(3, 7, 33, place), whole(0), view(2, 40, 70, place), whole(257)];
+        let tensors =
+            [view(1, 1, 1, place), whole(5), view(3, 7, 33, place), whole(0), view(2, 40, 70, place), whole(257)];
         check(&build(format!("{place:?}"), &tensors, PLAIN)).unwrap();
     }
     check(&build("whole", &[whole(31)], PLAIN)).unwrap();
@@ -24,7 +25,8 @@ fn matches_the_oracle() {
 
 #[test]
 fn matches_the_oracle_across_chunks() {
-    check(&build("chunks", &[view(2, 9, CHUNK / 16 + 1, Groups::Middle), view(1, 260, 259, Groups::First)], PLAIN)).unwrap();
+    check(&build("chunks", &[view(2, 9, CHUNK / 16 + 1, Groups::Middle), view(1, 260, 259, Groups::First)], PLAIN))
+        .unwrap();
 }
 
 /// A tensor on the CPU.
@@ -36,7 +38,8 @@ fn tensor(x: &[f64]) -> Tensor {
 fn run(w: &[f64], g: &[f64], view: Option<View>, hyper: Hyper, steps: u64, norm: &[f64]) -> Result<[Vec<f64>; 4]> {
     let zeros = |n: usize| tensor(&vec![0.0; n]);
     let (mut w, mut m, g, norm) = (tensor(w), zeros(w.len()), tensor(g), tensor(norm));
-    let (mut rows, mut cols) = view.map_or((zeros(g.numel()), zeros(0)), |v| (zeros(v.groups * v.rows), zeros(v.groups * v.cols)));
+    let (mut rows, mut cols) =
+        view.map_or((zeros(g.numel()), zeros(0)), |v| (zeros(v.groups * v.rows), zeros(v.groups * v.cols)));
     for t in 1..=steps {
         let second = match view {
             Some(view) => Second::Factored { rows: &mut rows, cols: &mut cols, view },

@@ -83,7 +83,8 @@ impl Dims {
         let inside = block.row0 >= block.col0 && last.is_some_and(|last| last <= cols);
         let square = block.row0 == block.col0 && rows == cols;
         if rows > 0 && !(if sides == Sides::Both { square } else { inside }) {
-            let given = format!("rows {}..{}, columns {}..{}", block.row0, block.row0 + rows, block.col0, block.col0 + cols);
+            let given =
+                format!("rows {}..{}, columns {}..{}", block.row0, block.row0 + rows, block.col0, block.col0 + cols);
             let expected = if sides == Sides::Both { "the same rows and columns" } else { "rows that are columns too" };
             return Err(Error::value(OP, "block", given, expected));
         }
@@ -239,7 +240,9 @@ fn sweeps(
     drop((s, narrow));
     let (mut loss, mut logits) = (scalar()?, Tensor::uninit([3], acc, device)?);
     match totals {
-        Totals::Host(totals) => reference::finish(&totals, log_scale, dims, &mut loss, &mut logits, gradients.as_mut())?,
+        Totals::Host(totals) => {
+            reference::finish(&totals, log_scale, dims, &mut loss, &mut logits, gradients.as_mut())?
+        }
         Totals::Device(totals) => {
             launch::finish(&totals, x.dtype(), log_scale, dims, &mut loss, &mut logits, gradients.as_mut())?;
         }

@@ -70,7 +70,8 @@ fn run(x: &[f64], y: &[f64], dim: usize, log_scale: f64, dtype: DType, device: &
     };
     let n = x.len() / dim;
     let tape = Tape::new();
-    let vars = [tensor(x, &[n, dim], dtype), tensor(y, &[n, dim], dtype), tensor(&[log_scale], &[1], dtype.accumulate())];
+    let vars =
+        [tensor(x, &[n, dim], dtype), tensor(y, &[n, dim], dtype), tensor(&[log_scale], &[1], dtype.accumulate())];
     let vars = vars.map(|t| tape.leaf(t));
     let (loss, _) = in_panels(&tape, &vars[0], &vars[1], &vars[2], Block::whole(n), Sides::Both, panel).unwrap();
     let mut grads = Grads::new();
@@ -155,7 +156,8 @@ fn only_differences_of_logits_count() {
 fn both_sides_are_halves_of_each() {
     let (n, dim) = (9, 6);
     let tensor = |v: &[f64], shape: &[usize]| Tensor::from_slice(v, shape, &Device::Cpu).unwrap();
-    let (x, y, t) = (tensor(&unit(n, dim, 0.0), &[n, dim]), tensor(&unit(n, dim, 1.0), &[n, dim]), tensor(&[1.0], &[1]));
+    let (x, y, t) =
+        (tensor(&unit(n, dim, 0.0), &[n, dim]), tensor(&unit(n, dim, 1.0), &[n, dim]), tensor(&[1.0], &[1]));
     let value = |x: &Tensor, y: &Tensor, sides| forward(x, y, &t, Block::whole(n), sides).unwrap().0.item().unwrap();
     let halves = 0.5 * (value(&x, &y, Sides::Rows) + value(&y, &x, Sides::Rows));
     assert!((value(&x, &y, Sides::Both) - halves).abs() < 1e-13);
@@ -199,9 +201,11 @@ fn only_wanted_gradients_are_made() {
         ];
         let gradients = |bits: usize| {
             let tape = Tape::new();
-            let var = |i: usize| if bits & 1 << i != 0 { tape.leaf(all[i].clone()) } else { Var::constant(all[i].clone()) };
+            let var =
+                |i: usize| if bits & 1 << i != 0 { tape.leaf(all[i].clone()) } else { Var::constant(all[i].clone()) };
             let vars = [var(0), var(1), var(2)];
-            let (loss, _) = softmax_pair_loss(&tape, &vars[0], &vars[1], &vars[2], Block::whole(n), Sides::Both).unwrap();
+            let (loss, _) =
+                softmax_pair_loss(&tape, &vars[0], &vars[1], &vars[2], Block::whole(n), Sides::Both).unwrap();
             let mut grads = Grads::new();
             if bits != 0 {
                 tape.backward_scaled(&loss, 1.0, &mut grads).unwrap();

@@ -53,8 +53,12 @@ fn to_heads(shape: &[usize], stacked: usize, heads: usize) -> Option<View> {
     match *shape {
         // The width is never the smaller one; with more heads than places in a head, which no model has, the axes of the
         // heads would be factored, and those of all parts are not one.
-        [_, width] => factored(&[width, heads, dim])
-            .map(|_| View { groups: stacked * heads, rows: dim, cols: width, place: Groups::First }),
+        [_, width] => factored(&[width, heads, dim]).map(|_| View {
+            groups: stacked * heads,
+            rows: dim,
+            cols: width,
+            place: Groups::First,
+        }),
         _ => factored(&[heads, dim]).map(|_| View { groups: stacked, rows: heads, cols: dim, place: Groups::First }),
     }
 }

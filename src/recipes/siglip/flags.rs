@@ -91,8 +91,8 @@ impl<'de> Deserialize<'de> for BiasInit {
 /// learning rate of 1e-3; that of AdamW is, so the same decay is 0.1 here.
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 pub struct Config {
-    /// Image-caption pairs: a folder of .tar shards, one .tar, a .tsv, .csv or .jsonl table, or a folder of images with
-    /// captions beside them
+    /// Image-caption pairs: a folder of .tar shards, one .tar, a .tsv, .csv or .jsonl table, COCO captions .json, or a folder
+    /// of images with captions beside them
     #[arg(required = false, required_unless_present = "resume")]
     pub data: PathBuf,
     /// Run folder to create: config.toml, metrics.jsonl, tensorboard, checkpoints, model.safetensors
@@ -107,6 +107,9 @@ pub struct Config {
     /// Name of the table's column with the image files [default: the usual ones]
     #[arg(long)]
     pub image_column: Option<String>,
+    /// Folder from which the paths of a table or of COCO captions count [default: that of the file]
+    #[arg(long)]
+    pub images: Option<PathBuf>,
     /// Sizes of the model: micro, tiny, small, base, large, so400m, giant-opt
     #[arg(long, default_value = "base")]
     pub preset: Preset,

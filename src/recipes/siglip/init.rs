@@ -145,7 +145,8 @@ mod tests {
         ] {
             assert_eq!(renamed(theirs), Some(format!("vision_model.{ours}")));
         }
-        for name in ["cls_token", "mask_token", "decoder_blocks.0.norm1.weight", "decoder_norm.weight", "blocks.0.ls1"] {
+        for name in ["cls_token", "mask_token", "decoder_blocks.0.norm1.weight", "decoder_norm.weight", "blocks.0.ls1"]
+        {
             assert_eq!(renamed(name), None, "{name}");
         }
     }

@@ -67,6 +67,11 @@ impl Pretrain {
         Ok(Self { model, sizes, tokenizer, norm, loss: config.loss, shares: vec![] })
     }
 
+    /// What reads its texts.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// Embeddings of length 1 of the images and of the texts of a micro-batch.
     fn images(&self, tape: &Tape, inputs: &PairInputs) -> Result<Var> {
         let images = Var::constant(inputs.images.clone());
@@ -184,7 +189,8 @@ impl Task for Pretrain {
     fn notes(&self, statistics: &[f64]) -> Result<Numbers> {
         let names = ["positive_logit", "negative_logit", "largest_negative_logit"];
         let [log_scale, bias] = self.numbers();
-        let mut notes: Numbers = names.into_iter().zip(statistics.iter().copied()).filter(|n| n.1.is_finite()).collect();
+        let mut notes: Numbers =
+            names.into_iter().zip(statistics.iter().copied()).filter(|n| n.1.is_finite()).collect();
         notes.push(("logit_scale", log_scale.master.item()?.exp()));
         if self.loss == Loss::Sigmoid {
             notes.push(("logit_bias", bias.master.item()?));
