@@ -62,7 +62,9 @@ pub fn siglip(flags: &Siglip, machine: &Machine) -> Result<ExitCode> {
     if !resume {
         config.data = absolute(&config.data)?;
         config.tokenizer = absolute(&config.tokenizer)?;
-        config.images = config.images.as_deref().map(absolute).transpose()?;
+        for path in [&mut config.images, &mut config.zero_shot, &mut config.classes, &mut config.retrieval] {
+            *path = path.as_deref().map(absolute).transpose()?;
+        }
         config.dtype = Some(dtype.name().into());
     }
     let (outcome, task) = train::pretrain_siglip(&config, &device, dtype, resume)?;

@@ -24,6 +24,7 @@ pub mod lars;
 pub mod layer_norm;
 pub mod layer_scale;
 pub mod linear;
+pub mod lion;
 pub mod masked_gather;
 pub mod masked_mse;
 pub mod masked_scatter;
@@ -73,6 +74,7 @@ pub fn cases() -> Vec<Case> {
         layer_norm::cases(),
         layer_scale::cases(),
         linear::cases(),
+        lion::cases(),
         masked_gather::cases(),
         masked_mse::cases(),
         masked_scatter::cases(),

@@ -75,14 +75,7 @@ impl Optimizer for Adafactor {
     }
 
     fn finish(&mut self, params: &mut [&mut Param], grads: &Grads) -> Result<StepStats> {
-        let params = trainable(params)?;
-        if params.is_empty() {
-            return Ok(StepStats { grad_norm: 0.0, clip_factor: 1.0 });
-        }
-        // The device has checked the norm itself, so it is read only now that the update is under way.
-        let stats = self.norm.read(self.steps + 1, &params, &gradients(&params, grads)?)?;
-        self.steps += 1;
-        Ok(stats)
+        self.norm.finish(&mut self.steps, params, grads)
     }
 
     fn state(&self) -> Result<Vec<(String, Tensor)>> {

@@ -4,6 +4,7 @@ pub mod adafactor;
 mod adamw;
 pub mod groups;
 mod lars;
+mod lion;
 pub mod schedule;
 mod state;
 #[cfg(test)]
@@ -61,4 +62,5 @@ pub use adafactor::Adafactor;
 pub use adamw::AdamW;
 pub use groups::{Group, Rules};
 pub use lars::Lars;
+pub use lion::Lion;
 pub use state::StepStats;

@@ -43,9 +43,20 @@ impl Norm {
         Ok(self.out.insert(out))
     }
 
+    /// Ends a step. The device has checked the norm itself, so it is read only now that the update is under way.
+    pub fn finish(&self, steps: &mut u64, params: &mut [&mut Param], grads: &Grads) -> Result<StepStats> {
+        let params = trainable(params)?;
+        if params.is_empty() {
+            return Ok(StepStats { grad_norm: 0.0, clip_factor: 1.0 });
+        }
+        let stats = self.read(*steps + 1, &params, &gradients(&params, grads)?)?;
+        *steps += 1;
+        Ok(stats)
+    }
+
     /// Waits for the values. A norm that is not finite is an error that names the tensor at fault; kernels that were
     /// given the tensor of [`launch`](Self::launch) have changed nothing then.
-    pub fn read(&self, step: u64, params: &[&mut Param], grads: &[&Tensor]) -> Result<StepStats> {
+    fn read(&self, step: u64, params: &[&mut Param], grads: &[&Tensor]) -> Result<StepStats> {
         let values = self.out.as_ref().map_or_else(|| Ok(vec![0.0, 1.0]), Tensor::to_f64)?;
         if values[0].is_finite() {
             return Ok(StepStats { grad_norm: values[0], clip_factor: values[1] });

@@ -2,9 +2,9 @@ use proptest::prelude::*;
 
 use super::groups::layer_of;
 use super::schedule::{Cosine, cosine_with_warmup, scaled_lr};
-use super::{Adafactor, AdamW, Group, Lars, Optimizer, Rules};
+use super::{Adafactor, AdamW, Group, Lars, Lion, Optimizer, Rules};
 use crate::ops::adafactor::{self, View};
-use crate::ops::{adamw, lars};
+use crate::ops::{adamw, lars, lion};
 use crate::testing::{devices, ulp};
 use crate::{DType, Device, Error, Grads, Param, Tape, Tensor};
 
@@ -166,6 +166,10 @@ fn lars() -> Lars {
     Lars::new(lars::Hyper { momentum: 0.9, trust: Some(0.001) }, Rules::pretraining(0.05))
 }
 
+fn lion() -> Lion {
+    Lion::new(lion::Hyper { beta1: 0.9, beta2: 0.99 }, Rules::pretraining(0.05))
+}
+
 /// Factors the one matrix. Its momentum is not rounded: what is a digit of f32 apart would be one of bf16 apart.
 fn adafactor() -> Adafactor {
     let hyper = adafactor::Hyper { round: false, ..adafactor::Hyper::scaling_vit() };
@@ -252,6 +256,7 @@ fn a_restored_state_continues_bit_for_bit() {
     resumes(adamw(), adamw());
     resumes(lars(), lars());
     resumes(adafactor(), adafactor());
+    resumes(lion(), lion());
 }
 
 #[test]
@@ -303,6 +308,7 @@ fn a_bad_gradient_is_named_and_nothing_changes() {
     bad_gradients(&mut adamw());
     bad_gradients(&mut lars());
     bad_gradients(&mut adafactor());
+    bad_gradients(&mut lion());
 }
 
 #[test]
@@ -373,6 +379,7 @@ fn devices_agree_over_steps() {
             (run(&device, adamw()), run(&Device::Cpu, adamw())),
             (run(&device, lars()), run(&Device::Cpu, lars())),
             (run(&device, adafactor()), run(&Device::Cpu, adafactor())),
+            (run(&device, lion()), run(&Device::Cpu, lion())),
         ];
         for (got, truth) in both {
             let far = got.iter().flatten().zip(truth.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);

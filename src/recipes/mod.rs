@@ -81,11 +81,6 @@ pub trait Task: Send {
         Ok(vec![])
     }
 
-    /// Numbers to log at the end of an epoch.
-    fn end_of_epoch(&mut self, _epoch: u64) -> Result<Numbers> {
-        Ok(vec![])
-    }
-
     /// Draws what the weights do, with a name that says what is seen.
     fn picture(&self) -> Result<Option<(&'static str, Image)>> {
         Ok(None)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Outcome, Plan, RunDir};
+use super::{Evaluate, Outcome, Plan, RunDir};
 use crate::checkpoint::run_state::RunState;
 use crate::checkpoint::{LoadOptions, load_into};
 use crate::data::loader::{Options, Position, Unreadable};
@@ -41,6 +41,7 @@ pub(super) fn train<T: Task>(
     plan: &Plan,
     found: Found,
     create: impl FnOnce() -> Result<RunDir>,
+    evaluate: Evaluate<T>,
 ) -> Result<(Outcome, RunDir)> {
     let per_epoch = plan.check(data.len())?;
     let start = state(&found).map_or(Ok(0), |state| restore(task, optimizer, state))?;
@@ -59,7 +60,7 @@ pub(super) fn train<T: Task>(
         ..Options::training(plan.batch_size, plan.seed)
     };
     let outcome = Loader::new(data, transform, options).and_then(|mut loader| {
-        let outcome = super::run(task, optimizer, &mut loader, plan, &run, start);
+        let outcome = super::run(task, optimizer, &mut loader, plan, &run, start, evaluate);
         let failures = loader.failures().len();
         if failures > 0 {
             tracing::warn!("{failures} unreadable {} were skipped; they are named above", plan.unit);

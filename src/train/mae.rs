@@ -15,6 +15,7 @@ use crate::optim::schedule::Cosine;
 use crate::optim::{AdamW, Rules};
 use crate::recipes::Task;
 use crate::recipes::mae::finetune::classes_of;
+use crate::recipes::mae::score::Score;
 use crate::recipes::mae::{Classifier, Config, Finetune, FinetuneConfig, Pretrain, Sizes, load};
 use crate::{DType, Device, Result};
 
@@ -84,7 +85,8 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     let hyper = Hyper { beta1: config.beta1, beta2: config.beta2, eps: 1e-8 };
     let mut optimizer = AdamW::new(hyper, Rules::pretraining(config.weight_decay));
     let create = || RunDir::create(&config.out, config, data.identity(), config.keep);
-    let (outcome, run) = train(&mut task, &mut optimizer, data.clone(), transform, &plan, found, create)?;
+    let mut nothing = |_: &mut Pretrain, _| Ok(vec![]);
+    let (outcome, run) = train(&mut task, &mut optimizer, data.clone(), transform, &plan, found, create, &mut nothing)?;
     if outcome == Outcome::Finished {
         upstream(&run, &task)?;
         checkpoint::hf::save(run.path(), &hf_config(config, &sizes), &task.weights()?)?;
@@ -128,7 +130,11 @@ pub fn finetune(config: &FinetuneConfig, device: &Device, dtype: DType, resume: 
     let mut optimizer = AdamW::new(hyper, Rules::finetuning(config.weight_decay, config.layer_decay, sizes.depth));
     let mut task = Finetune::new(config, model, sizes, classes, val)?;
     let create = || RunDir::create(&config.out, config, data.identity(), config.keep);
-    let (outcome, run) = train(&mut task, &mut optimizer, data.clone(), transform, &plan, found, create)?;
+    let mut validate = |task: &mut Finetune, _| {
+        let Score { top1, top5, loss } = task.validation()?;
+        Ok(vec![("val_top1", top1), ("val_top5", top5), ("val_loss", loss)])
+    };
+    let (outcome, run) = train(&mut task, &mut optimizer, data.clone(), transform, &plan, found, create, &mut validate)?;
     if outcome == Outcome::Finished {
         upstream(&run, &task)?;
     }

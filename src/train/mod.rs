@@ -102,6 +102,9 @@ pub enum Outcome {
     Interrupted,
 }
 
+/// What is measured at the end of each epoch, which is counted from 1.
+pub type Evaluate<'a, T> = &'a mut dyn FnMut(&mut T, u64) -> Result<Numbers>;
+
 /// Trains from update `start` (0, or what [`RunDir::resume`] gave) to the end or to Ctrl-C.
 ///
 /// # Errors
@@ -113,6 +116,7 @@ pub fn run<T: Task>(
     plan: &Plan,
     folder: &RunDir,
     start: u64,
+    evaluate: Evaluate<T>,
 ) -> Result<Outcome> {
     let micro_batches = loader.steps_per_epoch();
     let per_epoch = plan.steps_per_epoch(micro_batches)?;
@@ -159,7 +163,7 @@ pub fn run<T: Task>(
             for _ in 0..micro_batches % plan.accum_iter {
                 next(loader)?; // a group that is not full is not used
             }
-            let numbers = task.end_of_epoch(done / per_epoch)?;
+            let numbers = evaluate(task, done / per_epoch)?;
             if !numbers.is_empty() {
                 progress.note(&format!("epoch {}: {}", done / per_epoch, describe(&numbers)));
                 metrics.log("eval", done, epoch, &numbers)?;

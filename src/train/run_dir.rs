@@ -15,7 +15,7 @@ use crate::{Error, Result};
 
 const CONFIG: &str = "config.toml";
 /// Keys of config.toml that may differ when a run is continued: places, which may move, and what does not change weights.
-const FREE: [&str; 14] = [
+const FREE: [&str; 17] = [
     "data",
     "train",
     "val",
@@ -24,6 +24,9 @@ const FREE: [&str; 14] = [
     "init_image",
     "tokenizer",
     "knn",
+    "zero_shot",
+    "classes",
+    "retrieval",
     "out",
     "keep",
     "save_every",

@@ -3,17 +3,21 @@
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::begin::{check_dtype, find, state, train};
 use super::{Clock, Outcome, Plan, RunDir};
 use crate::data::augment::CropRange;
 use crate::data::text::Tokenizer;
-use crate::data::{Image, Pairs, Source, Stream, pairs, transforms};
+use crate::data::{Folder, Image, Pairs, Source, Stream, pairs, transforms};
+use crate::eval::image_text::{Embedder, Recall};
+use crate::eval::{ClassNames, zero_shot};
 use crate::nn::Builder;
-use crate::ops::{adafactor, adamw};
+use crate::ops::{adafactor, adamw, lion};
 use crate::optim::schedule::Cosine;
-use crate::optim::{Adafactor, AdamW, Optimizer};
+use crate::optim::{Adafactor, AdamW, Lion, Optimizer};
+use crate::recipes::Numbers;
 use crate::recipes::siglip::flags::{self, Config};
 use crate::recipes::siglip::init::ImageWeights;
 use crate::recipes::siglip::{Pretrain, Siglip, Sizes, factor, freeze, freeze_marked, load};
@@ -31,13 +35,7 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     if !resume {
         RunDir::require_free(&config.out)?;
     }
-    let options = pairs::Options {
-        caption: config.caption.clone(),
-        image: config.image_column.clone(),
-        images: config.images.clone(),
-        strict: config.strict,
-    };
-    let data = Arc::new(Pairs::open(&config.data, &options)?);
+    let data = Arc::new(Pairs::open(&config.data, &reading(config, config.images.clone()))?);
     let plan = plan(config, data.len())?;
     let found = find(resume, || RunDir::resume(&config.out, config, data.identity(), config.keep))?;
     let builder = Builder::new(device, dtype, config.seed);
@@ -57,12 +55,62 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     let mut task = Pretrain::new(config, model, sizes, tokenizer)?;
     let create = || RunDir::create(&config.out, config, data.identity(), config.keep);
     let transform = transform(config, image_size)?;
-    let (outcome, run) = train(&mut task, optimizer.as_mut(), data.clone(), transform, &plan, found, create)?;
+    let checks = Checks::open(config)?;
+    let mut evaluate = |task: &mut Pretrain, _| checks.run(config, task);
+    let (outcome, run) = train(&mut task, optimizer.as_mut(), data.clone(), transform, &plan, found, create, &mut evaluate)?;
     task.tokenizer().save(run.path())?; // it travels with the weights, those of an interrupted run too
     if outcome == Outcome::Finished {
         load::save(run.path(), &task.model, &task.sizes)?;
     }
     Ok((outcome, task))
+}
+
+/// What is measured at the end of each epoch.
+struct Checks {
+    zero_shot: Option<(Arc<Folder>, ClassNames)>,
+    retrieval: Option<Arc<Pairs>>,
+}
+
+impl Checks {
+    fn open(config: &Config) -> Result<Self> {
+        let classes = |path: &PathBuf| -> Result<_> {
+            let folder = Folder::labelled(path)?;
+            let names = ClassNames::new(&folder, config.classes.as_deref())?;
+            Ok((Arc::new(folder), names))
+        };
+        let pairs = |path: &PathBuf| Pairs::open(path, &reading(config, None)).map(Arc::new);
+        Ok(Self {
+            zero_shot: config.zero_shot.as_ref().map(classes).transpose()?,
+            retrieval: config.retrieval.as_ref().map(pairs).transpose()?,
+        })
+    }
+
+    fn run(&self, config: &Config, task: &Pretrain) -> Result<Numbers> {
+        let embedder = Embedder {
+            model: &task.model,
+            sizes: &task.sizes,
+            tokenizer: task.tokenizer(),
+            interpolation: config.interpolation,
+            crop: false,
+            batch: config.batch_size,
+        };
+        let mut numbers = vec![];
+        if let Some((folder, names)) = &self.zero_shot {
+            let found = embedder.zero_shot(folder.clone(), names, &zero_shot::TEMPLATES, || ())?;
+            numbers.push(("zero_shot_top1", found.correct.accuracy()));
+        }
+        if let Some(pairs) = &self.retrieval {
+            let Recall { found, .. } = embedder.retrieval(pairs.clone(), &[1], || ())?;
+            numbers.push(("image_to_text_recall1", found.image_to_text[0]));
+            numbers.push(("text_to_image_recall1", found.text_to_image[0]));
+        }
+        Ok(numbers)
+    }
+}
+
+/// How pairs are read; `images`: the folder from which their paths count.
+fn reading(config: &Config, images: Option<PathBuf>) -> pairs::Options {
+    pairs::Options { caption: config.caption.clone(), image: config.image_column.clone(), images, strict: config.strict }
 }
 
 /// The numbers of the run. Its schedule is by updates, the first of which has a rate of 0, as big_vision has it.
@@ -72,7 +120,7 @@ fn plan(config: &Config, pairs: usize) -> Result<Plan> {
         accum_iter: config.accum_iter,
         batch_size: config.batch_size,
         unit: "pairs",
-        schedule: Cosine { lr: config.lr, min_lr: config.min_lr, warmup_epochs: 0.0, epochs: 0.0 },
+        schedule: Cosine { lr: config.learning_rate(), min_lr: config.min_lr, warmup_epochs: 0.0, epochs: 0.0 },
         clock: Clock::Updates,
         clip_grad: Some(config.clip_grad).filter(|clip| clip.is_finite()),
         save_every: config.save_every,
@@ -122,13 +170,16 @@ fn optimizer(config: &Config, sizes: &Sizes) -> Box<dyn Optimizer> {
     let rules = config.rules();
     match config.optimizer {
         flags::Optimizer::AdamW => {
-            let hyper = adamw::Hyper { beta1: config.beta1, beta2: config.beta2, eps: 1e-8 };
+            let hyper = adamw::Hyper { beta1: config.beta1, beta2: config.beta2(), eps: 1e-8 };
             Box::new(AdamW::new(hyper, rules))
         }
         flags::Optimizer::Adafactor => {
             let usual = adafactor::Hyper::scaling_vit();
-            let hyper = adafactor::Hyper { momentum: config.beta1, cap: config.beta2, ..usual };
+            let hyper = adafactor::Hyper { momentum: config.beta1, cap: config.beta2(), ..usual };
             Box::new(Adafactor::new(hyper, rules, factor::views(sizes)))
+        }
+        flags::Optimizer::Lion => {
+            Box::new(Lion::new(lion::Hyper { beta1: config.beta1, beta2: config.beta2() }, rules))
         }
     }
 }

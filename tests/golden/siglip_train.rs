@@ -4,9 +4,9 @@ use ocellus::checkpoint::{StateDict, siglip};
 use ocellus::nn::{Builder, Module};
 use ocellus::ops::l2_normalize::l2_normalize;
 use ocellus::ops::sigmoid_pair_loss::{Block, sigmoid_pair_loss};
-use ocellus::ops::{adafactor, adamw};
+use ocellus::ops::{adafactor, adamw, lion};
 use ocellus::optim::schedule::Cosine;
-use ocellus::optim::{Adafactor, AdamW, Optimizer, Rules};
+use ocellus::optim::{Adafactor, AdamW, Lion, Optimizer, Rules};
 use ocellus::recipes::siglip::{Siglip, TokenIds, factor, freeze};
 use ocellus::{DType, Device, Grads, Tape, Tensor, Var};
 use serde_json::Value;
@@ -113,6 +113,11 @@ fn bv_optimizer(optim: &Value, sizes: &ocellus::recipes::siglip::Sizes) -> Falli
                 eps: 1e-30,
             };
             Box::new(Adafactor::new(hyper, rules, factor::views(sizes)))
+        }
+        "scale_by_lion" => {
+            only(options, &["b1", "b2"])?;
+            let [beta1, beta2] = [number(options, "b1", 0.9), number(options, "b2", 0.99)];
+            Box::new(Lion::new(lion::Hyper { beta1, beta2 }, rules))
         }
         other => return Err(format!("optimizer `{other}` is not there").into()),
     })

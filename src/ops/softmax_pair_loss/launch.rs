@@ -91,6 +91,11 @@ impl Sums {
         })
     }
 
+    /// Of `n` rows and as many columns.
+    pub(super) fn bytes(n: usize, panel: Panel) -> usize {
+        (OF_ROW + OF_COL) * n + 8 * panel.rows
+    }
+
     fn by_row(&self, row: usize) -> u64 {
         self.by_row.ptr() + (row * OF_ROW) as u64
     }

@@ -28,7 +28,7 @@ pub use crate::ops::pairs::Block;
 use crate::ops::pairs::{Panel, accumulate, parts, product};
 use crate::ops::sigmoid_pair_loss::scaled;
 use crate::ops::{float, on, same, shaped, typed};
-use crate::{Device, Error, Result, Tape, Tensor, Var};
+use crate::{DType, Device, Error, Result, Tape, Tensor, Var};
 
 const OP: &str = "softmax_pair_loss";
 
@@ -191,6 +191,7 @@ fn sweeps(
         (true, _) => Tensor::uninit([rows, dims.dim], acc, device),
     };
     let scalar = || Tensor::uninit([1], acc, device);
+    let (mut loss, mut logits) = (scalar()?, Tensor::uninit([3], acc, device)?);
     let [of_x, of_y] = wanted.unwrap_or_default();
     let mut gradients = match wanted {
         Some(_) => Some(Gradients {
@@ -237,8 +238,6 @@ fn sweeps(
             }
         }
     }
-    drop((s, narrow));
-    let (mut loss, mut logits) = (scalar()?, Tensor::uninit([3], acc, device)?);
     match totals {
         Totals::Host(totals) => {
             reference::finish(&totals, log_scale, dims, &mut loss, &mut logits, gradients.as_mut())?
@@ -263,4 +262,26 @@ impl Totals {
             _ => Self::Device(launch::Sums::new(device, dims, panel)?),
         })
     }
+}
+
+/// Bytes that the loss of `x: [n, d]` with `y: [n, d]` over [both sides](Sides::Both) and its backward hold on a device at most,
+/// all gradients wanted, beyond inputs, the gradient of the loss and the scratch of the GEMM library: the gradients, and a
+/// panel that does not grow beyond a constant.
+///
+/// `a (2 d n + 6)` for the sums of the gradients and the scalars, `a` bytes each (4; 8 for f64); to that the larger of what the
+/// sweeps and what the backward needs for itself. Sweeps: a panel of at most 4096 x 4096 cosines in f32, of 16-bit types as many
+/// `g`, and 28 bytes a row and 8 a row of a panel; on the CPU at most 1024 x 1024 cosines, and `x` and `y` widened from
+/// 16-bit types (what is kept of rows and columns, 56 bytes, is not counted). Backward of 16-bit types: the finished gradients,
+/// of which that of `x` is there before its sums go.
+pub fn peak_bytes(n: usize, d: usize, dtype: DType, device: &Device) -> usize {
+    let acc = dtype.accumulate().size();
+    let narrow = dtype != dtype.accumulate();
+    let panel = Panel::of(device).fit(n, n);
+    let pairs = panel.rows * panel.cols;
+    let sweeps = match device {
+        Device::Cpu => acc * pairs + if narrow { 2 * acc * d * n } else { 0 },
+        _ => acc * pairs + if narrow { dtype.size() * pairs } else { 0 } + launch::Sums::bytes(n, panel),
+    };
+    let backward = if narrow { (dtype.size() * d * n).max((2 * dtype.size() * d * n).saturating_sub(acc * d * n)) } else { 0 };
+    acc * (2 * d * n + 6) + sweeps.max(backward)
 }

@@ -222,6 +222,36 @@ fn only_wanted_gradients_are_made() {
 }
 
 #[test]
+fn the_memory_is_what_the_formula_says() {
+    let measure = |n: usize, dim: usize, dtype: DType, device: &Device| {
+        let tensor = |v: &[f64], shape: &[usize], dtype: DType| {
+            Tensor::from_slice(v, shape, &Device::Cpu).unwrap().cast(dtype).unwrap().to_device(device).unwrap()
+        };
+        let [x, y] = [0.0, 1.0].map(|seed| tensor(&unit(n, dim, seed), &[n, dim], dtype));
+        let [scale, seed] = [2.0, 1.0].map(|v| tensor(&[v], &[1], dtype.accumulate()));
+        let seed = seed.deep_clone().unwrap();
+        let step = || {
+            let tape = Tape::new();
+            let vars = [x, y, scale].map(|t| tape.leaf(t));
+            let (loss, logits) =
+                softmax_pair_loss(&tape, &vars[0], &vars[1], &vars[2], Block::whole(n), Sides::Both).unwrap();
+            let mut grads = Grads::new();
+            tape.backward(&loss, seed, &mut grads).unwrap();
+            (loss, logits, grads)
+        };
+        let (_, held) = device.peak_bytes(step).unwrap();
+        assert_eq!(held, super::peak_bytes(n, dim, dtype, device), "{n} {dim} {dtype} on {device}");
+    };
+    for (n, dim, dtype) in [(1100, 16, DType::F32), (300, 200, DType::BF16), (20, 300, DType::F16), (7, 3, DType::F64)] {
+        measure(n, dim, dtype, &Device::Cpu);
+    }
+    for device in devices().into_iter().filter(Device::is_host) {
+        measure(130, 24, DType::F32, &device);
+        measure(20, 80, DType::BF16, &device);
+    }
+}
+
+#[test]
 fn wrong_arguments_are_named() {
     let t = |s: &[usize], dtype| Tensor::zeros(s, dtype, &Device::Cpu).unwrap();
     let (x, one) = (t(&[3, 4], DType::F32), t(&[1], DType::F32));

@@ -32,6 +32,8 @@ pub enum Optimizer {
     AdamW,
     /// Rows and columns of the second moment, as SigLIP was trained: the same result in less memory.
     Adafactor,
+    /// The sign of a mean gradient, with one moment; wants a tenth of the learning rate and ten times the decay.
+    Lion,
 }
 
 /// Where the bias of the logits starts.
@@ -152,9 +154,9 @@ pub struct Config {
     /// Forward passes per update; the loss is that of all pairs of batch-size x accum-iter images, its gradient exact
     #[arg(long, default_value_t = 1)]
     pub accum_iter: u64,
-    /// Learning rate at the end of the warm-up, whatever the batch
-    #[arg(long, default_value_t = 1e-3)]
-    pub lr: f64,
+    /// Learning rate at the end of the warm-up, whatever the batch [default: 1e-3, of lion 1e-4]
+    #[arg(long)]
+    pub lr: Option<f64>,
     /// Where the cosine ends
     #[arg(long, default_value_t = 0.0)]
     pub min_lr: f64,
@@ -167,9 +169,9 @@ pub struct Config {
     /// Decay of the first moment
     #[arg(long, default_value_t = 0.9)]
     pub beta1: f64,
-    /// Decay of the second moment, for adafactor the largest one
-    #[arg(long, default_value_t = 0.95)]
-    pub beta2: f64,
+    /// Decay of the second moment, of adafactor the largest, of lion that of the one it has [default: 0.95, of lion 0.99]
+    #[arg(long)]
+    pub beta2: Option<f64>,
     /// Largest global gradient norm; larger gradients are scaled down
     #[arg(long, default_value_t = 1.0)]
     pub clip_grad: f64,
@@ -215,6 +217,15 @@ pub struct Config {
     /// Steps between lines of metrics.jsonl
     #[arg(long, default_value_t = 10)]
     pub log_every: u64,
+    /// Class folders of images: at the end of each epoch, the accuracy of zero-shot classification
+    #[arg(long)]
+    pub zero_shot: Option<PathBuf>,
+    /// Names of the classes, as for `ocellus eval zero-shot` [default: the folders' names]
+    #[arg(long, requires = "zero_shot")]
+    pub classes: Option<PathBuf>,
+    /// Other image-caption pairs: at the end of each epoch, how often an image finds its caption and a caption its image
+    #[arg(long)]
+    pub retrieval: Option<PathBuf>,
     /// Type kernels compute in: what `--dtype` was when the run began, for the runs that continue it.
     #[arg(skip)]
     pub dtype: Option<String>,
@@ -240,6 +251,16 @@ impl Config {
     /// Where the scale of the logits starts.
     pub fn scale(&self) -> f64 {
         self.scale_init.unwrap_or(if self.loss == Loss::Sigmoid { 10.0 } else { 1.0 / 0.07 })
+    }
+
+    /// The learning rate used.
+    pub fn learning_rate(&self) -> f64 {
+        self.lr.unwrap_or(if self.optimizer == Optimizer::Lion { 1e-4 } else { 1e-3 })
+    }
+
+    /// The decay of the second moment used.
+    pub fn beta2(&self) -> f64 {
+        self.beta2.unwrap_or(if self.optimizer == Optimizer::Lion { 0.99 } else { 0.95 })
     }
 
     /// Updates of warm-up among `total`.
@@ -268,13 +289,13 @@ impl Config {
         check_ranges(&[
             ("scale_init", self.scale(), 1e-6..=1e6),
             ("bias_init", self.bias_init.value(self.effective_batch()), -1e6..=1e6),
-            ("lr", self.lr, 0.0..=1e3),
+            ("lr", self.learning_rate(), 0.0..=1e3),
             ("min_lr", self.min_lr, 0.0..=1e3),
             ("weight_decay", self.weight_decay, 0.0..=1e3),
             ("image_weight_decay", self.image_weight_decay.unwrap_or(0.0), 0.0..=1e3),
             ("image_lr_scale", self.image_lr_scale, 0.0..=1e3),
             ("beta1", self.beta1, 0.0..=0.999_999),
-            ("beta2", self.beta2, 0.0..=0.999_999_9),
+            ("beta2", self.beta2(), 0.0..=0.999_999_9),
             ("clip_grad", self.clip_grad, 1e-12..=f64::INFINITY),
             ("crop_min", self.crop_min.unwrap_or(1.0), 1e-3..=1.0),
             ("mirror", self.mirror, 0.0..=1.0),

@@ -39,6 +39,11 @@ pub fn freeze_marked(model: &mut Siglip, weights: &StateDict) {
     freeze(model, |name| names.contains(name));
 }
 
+/// Whether anything of it is.
+fn is_trained(module: &dyn Module) -> bool {
+    module.params().iter().any(|p| p.trainable)
+}
+
 /// Pre-training of one model.
 pub struct Pretrain {
     /// The model.
@@ -61,6 +66,7 @@ impl Pretrain {
     pub fn new(config: &Config, mut model: Siglip, sizes: Sizes, tokenizer: Tokenizer) -> Result<Self> {
         tokenizer.check_vocab(sizes.vocab_size)?;
         model.set_recompute(config.recompute);
+        model.vision.recompute &= is_trained(&model.vision); // else nothing is kept, and nothing is to be computed again
         // The softmax loss has no bias; what nothing trains must not wait for a gradient.
         model.logit_bias.trainable &= config.loss == Loss::Sigmoid;
         let norm = norm(model.logit_scale.master.device())?;
@@ -165,16 +171,14 @@ impl Task for Pretrain {
             return Ok(Found { loss: loss.value().clone(), statistics: Some(statistics) });
         };
         // The towers meet in nothing but the loss: one after the other, so that only one holds its activations.
-        type Tower<'a> = (&'a dyn Fn(&Tape) -> Result<Var>, &'a Tensor);
-        let towers: [Tower; 2] =
-            [(&|tape| self.images(tape, inputs), &share.by_image), (&|tape| self.texts(tape, inputs), &share.by_text)];
-        for (embed, gradient) in towers {
+        if is_trained(&self.model.vision) {
             let tape = Tape::new();
-            let embeddings = embed(&tape)?;
-            if embeddings.slot().is_some() {
-                tape.backward(&embeddings, gradient.clone(), grads)?;
-            }
+            let x = self.images(&tape, inputs)?;
+            tape.backward(&x, share.by_image.clone(), grads)?;
         }
+        let tape = Tape::new();
+        let y = self.texts(&tape, inputs)?;
+        tape.backward(&y, share.by_text.clone(), grads)?;
         let tape = Tape::new();
         for (param, gradient) in self.numbers().into_iter().zip(&share.numbers) {
             grads.add(tape.param(param).slot(), gradient.deep_clone()?)?;

@@ -42,6 +42,7 @@ fn a_recorded_step_is_the_step() {
             (&[], DType::BF16, 3),
             (&["--loss", "softmax"], DType::F32, 3),
             (&["--optimizer", "adafactor"], DType::F32, 2),
+            (&["--optimizer", "lion"], DType::BF16, 1),
         ] {
             let (numbers, weights, recorded) = run(flags, &device, dtype, accum, false);
             let (expected, eager, _) = run(flags, &device, dtype, accum, true);
