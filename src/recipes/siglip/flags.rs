@@ -101,7 +101,7 @@ pub struct Config {
     #[arg(long, short, default_value = "runs/siglip")]
     pub out: PathBuf,
     /// Tokenizer: a sentencepiece .model or a tokenizer.json, as `ocellus tokenizer train` makes it
-    #[arg(long, required_unless_present = "resume", default_value = "", hide_default_value = true)]
+    #[arg(long, required = false, required_unless_present = "resume")]
     pub tokenizer: PathBuf,
     /// Key of the caption in .json and .jsonl files, and the name of a table's column
     #[arg(long, default_value = "caption")]
