@@ -125,6 +125,12 @@ pub fn embed(flags: &Embed, machine: &Machine) -> Result<()> {
     let shape = match (&flags.images, &flags.text) {
         (_, Some(text)) => {
             let texts = read_lines(text)?;
+            if texts.iter().all(|line| line.trim().is_empty()) {
+                return Err(Error::Dataset {
+                    path: text.clone(),
+                    cause: "no captions in it, expected one a line".into(),
+                });
+            }
             let values = siglip::embed_texts(&flags.inputs, &flags.model, flags.batch_size, &texts, machine)?;
             eval::write_texts(&values, &texts, out, flags.npy)?;
             values.shape().clone()

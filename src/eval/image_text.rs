@@ -188,3 +188,122 @@ pub struct Recall {
     /// Pairs that could not be read, with the cause.
     pub skipped: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::data::synth::{self, Config};
+    use crate::data::text::{Training, train};
+    use crate::nn::Builder;
+    use crate::recipes::siglip::Preset;
+
+    struct Setting {
+        place: tempfile::TempDir,
+        model: Siglip,
+        sizes: Sizes,
+        tokenizer: Tokenizer,
+    }
+
+    impl Setting {
+        fn new() -> Self {
+            let place = tempfile::tempdir().unwrap();
+            let config = Config { train: 4, val: 10, size: 16, ..Config::pairs() };
+            synth::generate(&config, place.path().join("pairs"), &|_| ()).unwrap();
+            let captions = ["a small red circle and a large green star", "there is a blue ring on a black ground"];
+            let settings = Settings { max_len: 8, ..Settings::siglip() };
+            let path = place.path().join("tokenizer.json");
+            let vocab = train(&captions, &settings, &Training { vocab: 300, min_count: 1 }, &path).unwrap();
+            let sizes = "micro".parse::<Preset>().unwrap().sizes(Some([16, 16]), Some(8));
+            let sizes = Sizes { vocab_size: vocab, context_len: 8, ..sizes };
+            let model = Siglip::new(&Builder::new(&Device::Cpu, DType::F32, 3), &sizes).unwrap();
+            let tokenizer = Tokenizer::open(&path, settings).unwrap();
+            Self { place, model, sizes, tokenizer }
+        }
+
+        fn embedder(&self, batch: usize) -> Embedder<'_> {
+            let Self { model, sizes, tokenizer, .. } = self;
+            Embedder { model, sizes, tokenizer, interpolation: Interpolation::Bicubic, crop: false, batch }
+        }
+    }
+
+    fn unit(values: &Tensor) -> Vec<Vec<f64>> {
+        let width = values.shape()[1];
+        let rows = values.to_f64().unwrap();
+        let of = |row: &[f64]| {
+            let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+            row.iter().map(|x| x / norm).collect()
+        };
+        rows.chunks(width).map(of).collect()
+    }
+
+    fn dot(a: &[f64], b: &[f64]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| a * b).sum()
+    }
+
+    #[test]
+    fn classes_are_those_of_the_nearest_prompts() {
+        let setting = Setting::new();
+        let folder = Arc::new(Folder::open(setting.place.path().join("pairs/unseen")).unwrap());
+        let names = ClassNames::new(&folder, None).unwrap();
+        let embedder = setting.embedder(4);
+        let mut heard = 0;
+        let found = embedder.zero_shot(folder.clone(), &names, &["a {}"], || heard += 1).unwrap();
+        assert_eq!((found.correct.images, found.classes, heard), (10, 10, 3 + 3));
+        // One prompt a class: its weight is the unit embedding.
+        let prompts: Vec<String> = names.names.iter().map(|name| format!("a {name}")).collect();
+        let (images, indices) = embedder.images(folder.clone(), folder.root(), |_| ()).unwrap();
+        let (rows, classes) = (unit(&images.values), unit(&embedder.texts(&prompts, |_| ()).unwrap()));
+        let nearest = |row: &Vec<f64>| {
+            (0..classes.len()).max_by(|&a, &b| dot(row, &classes[a]).total_cmp(&dot(row, &classes[b]))).unwrap()
+        };
+        let right = rows.iter().zip(&indices).filter(|(row, i)| nearest(row) as i32 == folder.label(**i)).count();
+        assert_eq!(found.correct.correct, right);
+        // The order of the names plays no part, nor do batches.
+        let count = names.names.len() as i32;
+        let reversed = ClassNames {
+            names: names.names.iter().rev().cloned().collect(),
+            of_folder: names.of_folder.iter().map(|c| count - 1 - c).collect(),
+        };
+        assert_eq!(setting.embedder(64).zero_shot(folder, &reversed, &["a {}"], || ()).unwrap().correct, found.correct);
+    }
+
+    #[test]
+    fn all_captions_of_an_image_take_part_in_retrieval() {
+        let setting = Setting::new();
+        let pairs = Arc::new(Pairs::open(setting.place.path().join("pairs/val"), &Default::default()).unwrap());
+        let found = setting.embedder(3).retrieval(pairs, &[1, 5, 20], || ()).unwrap();
+        assert_eq!((found.images, found.captions, found.skipped.len()), (10, 20, 0));
+        assert_eq!((found.found.image_to_text[2], found.found.text_to_image[2]), (1.0, 1.0));
+    }
+
+    #[test]
+    fn probabilities_are_those_of_the_loss() {
+        let setting = Setting::new();
+        let images = [[200, 30, 30], [30, 30, 200]].map(|colour| Image::filled(20, 10, colour)).to_vec();
+        let captions = ["a red circle", "a blue ring", "a star"].map(str::to_owned).to_vec();
+        let embedder = setting.embedder(2);
+        let matches = embedder.matches(images.clone(), captions.clone(), vec![0, 1, 1]).unwrap();
+        let texts = unit(&embedder.texts(&captions, |_| ()).unwrap());
+        let squashed: Vec<u8> =
+            images.iter().flat_map(|i| Interpolation::Bicubic.apply(i, [16, 16]).unwrap().to_planes()).collect();
+        let squashed = Tensor::from_slice(&squashed, [2, 3, 16, 16], &Device::Cpu).unwrap();
+        let rows = unit(&embedder.forward(squashed).unwrap());
+        for (at, given) in matches.probabilities.iter().enumerate() {
+            // The initial scale is 10 and the bias -10.
+            let expected = 1.0 / (1.0 + (10.0 - 10.0 * dot(&rows[at / 3], &texts[at % 3])).exp());
+            assert!((f64::from(*given) - expected).abs() < 1e-5 * expected, "{at}: {given} {expected}");
+        }
+    }
+
+    #[test]
+    fn a_tokenizer_must_fit() {
+        let setting = Setting::new();
+        let folder = setting.place.path();
+        assert_eq!(tokenizer(folder, None, &setting.sizes).unwrap().settings().max_len, 8);
+        let larger = Sizes { vocab_size: setting.sizes.vocab_size + 1, ..setting.sizes.clone() };
+        let error = tokenizer(folder, None, &larger).unwrap_err();
+        assert!(matches!(error, Error::Tokenizer { .. }), "{error}");
+        assert!(setting.embedder(2).texts(&[""; 0], |_| ()).is_err());
+    }
+}
