@@ -100,18 +100,20 @@ fn separable(x: &[f64], old: Grid, new: Grid, dim: usize, how: Resample) -> Vec<
     y
 }
 
-/// For each position of grid `new`, row by row, the positions of grid `old` that it is read from, with their weights. One
-/// may occur several times at a border.
-pub fn weights(old: Grid, new: Grid, how: Resample) -> Vec<Vec<(usize, f64)>> {
+/// Old positions that a new one is read from, with their weights. One may occur several times, at a border.
+pub type Read = Vec<(usize, f64)>;
+
+/// For each position of grid `new`, row by row, the positions of grid `old` that it is read from.
+pub fn weights(old: Grid, new: Grid, how: Resample) -> Vec<Read> {
     let (rows, cols) = (taps(old.0, new.0, how), taps(old.1, new.1, how));
-    let cell = |(row, col): (&Vec<(usize, f64)>, &Vec<(usize, f64)>)| {
+    let cell = |(row, col): (&Read, &Read)| {
         row.iter().flat_map(|&(y, a)| col.iter().map(move |&(x, b)| (y * old.1 + x, a * b))).collect()
     };
     rows.iter().flat_map(|row| cols.iter().map(move |col| (row, col))).map(cell).collect()
 }
 
 /// For each new position the old ones with their weights.
-fn taps(old: usize, new: usize, how: Resample) -> Vec<Vec<(usize, f64)>> {
+fn taps(old: usize, new: usize, how: Resample) -> Vec<Read> {
     let scale = old as f64 / new as f64;
     let corners = if new > 1 { (old - 1) as f64 / (new - 1) as f64 } else { 0.0 };
     let inside = |at: f64| at.clamp(0.0, old as f64 - 1.0);

@@ -10,6 +10,7 @@ fn cases() -> Vec<Case> {
         ops::adamw::teacher_case("small", &[[40, 40].into(), [40].into()]),
         ops::add_layer_norm::joint_case(8, 97),
         ops::add_layer_norm::joint_case(16, 1024),
+        ops::embedding::case(8, 150, 96, true),
         ops::gelu::form_case(8, 96, Form::Tanh),
         ops::koleo::case(2, 5, 96),
         ops::layer_norm::case(8, 97),
@@ -37,6 +38,9 @@ pub(super) const PINNED: &[(&str, Counts)] = &[
     ("add_layer_norm_bwd_x4_bf16", [[6672, 6416], [896, 896]]),
     ("add_layer_norm_fwd_bf16", [[667, 520], [0, 0]]),
     ("add_layer_norm_fwd_x4_bf16", [[6176, 6176], [0, 0]]),
+    ("embedding_bwd_bf16", [[1742, 1622], [0, 0]]),
+    ("embedding_bwd_runs_f32", [[1752, 1752], [96, 96]]),
+    ("embedding_fwd_bf16", [[2850, 2850], [0, 0]]),
     ("gelu_bwd_tanh_bf16", [[144, 144], [0, 0]]),
     ("gelu_fwd_tanh_bf16", [[96, 96], [0, 0]]),
     ("koleo_bwd_bf16", [[835, 830], [1960, 840]]), // eight columns of a thread side by side in shared memory

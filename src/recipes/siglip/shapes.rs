@@ -2,7 +2,7 @@
 
 use super::head::Queries;
 use crate::nn::Sequences;
-use crate::nn::pos_embed::{Grid, Resample, weights};
+use crate::nn::pos_embed::{Grid, Read, Resample, weights};
 use crate::ops::embedding::{Lookup, embedding};
 use crate::ops::residual::residual;
 use crate::{Device, Error, Result, Tape, Tensor, Var};
@@ -37,7 +37,7 @@ impl Shapes {
         }
         let most = reads.iter().map(Vec::len).max().unwrap_or(0);
         let source = |k: usize| {
-            let of = |read: &Vec<(usize, f64)>| read.get(k).copied().unwrap_or((0, 0.0));
+            let of = |read: &Read| read.get(k).copied().unwrap_or((0, 0.0));
             let ids: Vec<i32> = reads.iter().map(|read| of(read).0 as i32).collect();
             let factors: Vec<f32> = reads.iter().map(|read| of(read).1 as f32).collect();
             let factors = Tensor::from_slice(&factors, [factors.len()], device)?;
@@ -64,8 +64,8 @@ impl Shapes {
 }
 
 /// One entry for each source, without those that add nothing.
-fn merged(read: Vec<(usize, f64)>) -> Vec<(usize, f64)> {
-    let mut out: Vec<(usize, f64)> = vec![];
+fn merged(read: Read) -> Read {
+    let mut out = Read::new();
     for (at, weight) in read {
         match out.iter_mut().find(|(other, _)| *other == at) {
             Some((_, sum)) => *sum += weight,
