@@ -57,7 +57,8 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     let transform = transform(config, image_size)?;
     let checks = Checks::open(config)?;
     let mut evaluate = |task: &mut Pretrain, _| checks.run(config, task);
-    let (outcome, run) = train(&mut task, optimizer.as_mut(), data.clone(), transform, &plan, found, create, &mut evaluate)?;
+    let (outcome, run) =
+        train(&mut task, optimizer.as_mut(), data.clone(), transform, &plan, found, create, &mut evaluate)?;
     task.tokenizer().save(run.path())?; // it travels with the weights, those of an interrupted run too
     if outcome == Outcome::Finished {
         load::save(run.path(), &task.model, &task.sizes)?;
@@ -110,7 +111,12 @@ impl Checks {
 
 /// How pairs are read; `images`: the folder from which their paths count.
 fn reading(config: &Config, images: Option<PathBuf>) -> pairs::Options {
-    pairs::Options { caption: config.caption.clone(), image: config.image_column.clone(), images, strict: config.strict }
+    pairs::Options {
+        caption: config.caption.clone(),
+        image: config.image_column.clone(),
+        images,
+        strict: config.strict,
+    }
 }
 
 /// The numbers of the run. Its schedule is by updates, the first of which has a rate of 0, as big_vision has it.

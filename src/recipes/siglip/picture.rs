@@ -81,7 +81,7 @@ impl Matches {
     /// When the parts do not fit each other.
     pub fn nearest_captions(&self, top: usize) -> Result<Image> {
         self.check()?;
-        let text = (COLUMNS * 2) * lettering::WIDTH;
+        let text = COLUMNS * 3 * lettering::WIDTH;
         let shown = top.clamp(1, self.captions.len());
         let height = SIDE.max(shown * lettering::HEIGHT);
         let mut sheet = Image::filled(SIDE + 3 * PAD + text, self.images.len() * (height + PAD) + PAD, [255; 3]);
@@ -91,7 +91,7 @@ impl Matches {
             for (line, caption) in self.ranked(self.captions.len(), |c| self.probability(row, c), shown).enumerate() {
                 let words = format!("{} {}", number(self.probability(row, caption)), self.captions[caption]);
                 let colour = if self.image_of[caption] == row { FRAME } else { INK };
-                let words = lettering::wrap(&words, COLUMNS * 2, 1).concat();
+                let words = lettering::wrap(&words, COLUMNS * 3, 1).concat();
                 lettering::write(&mut sheet, SIDE + 2 * PAD, y + line * lettering::HEIGHT, &words, colour);
             }
         }
