@@ -134,7 +134,8 @@ pub fn finetune(config: &FinetuneConfig, device: &Device, dtype: DType, resume: 
         let Score { top1, top5, loss } = task.validation()?;
         Ok(vec![("val_top1", top1), ("val_top5", top5), ("val_loss", loss)])
     };
-    let (outcome, run) = train(&mut task, &mut optimizer, data.clone(), transform, &plan, found, create, &mut validate)?;
+    let (outcome, run) =
+        train(&mut task, &mut optimizer, data.clone(), transform, &plan, found, create, &mut validate)?;
     if outcome == Outcome::Finished {
         upstream(&run, &task)?;
     }

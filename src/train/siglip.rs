@@ -115,7 +115,12 @@ impl Checks {
 
 /// How pairs are read; `images`: the folder from which their paths count.
 fn reading(config: &Config, images: Option<PathBuf>) -> pairs::Options {
-    pairs::Options { caption: config.caption.clone(), image: config.image_column.clone(), images, strict: config.strict }
+    pairs::Options {
+        caption: config.caption.clone(),
+        image: config.image_column.clone(),
+        images,
+        strict: config.strict,
+    }
 }
 
 /// The numbers of the run. Its schedule is by updates, the first of which has a rate of 0, as big_vision has it.

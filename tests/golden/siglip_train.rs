@@ -65,7 +65,8 @@ fn tower_rule<'a>(rules: &'a Value, tower: &str) -> Fallible<Option<&'a Value>> 
     let Some(rules) = rules.as_array() else { return Ok(None) };
     for rule in rules {
         let pattern = rule[0].as_str().ok_or("a rule without a pattern")?;
-        let start = pattern.strip_suffix(".*").ok_or_else(|| format!("pattern `{pattern}`: only `start.*` is there"))?;
+        let start =
+            pattern.strip_suffix(".*").ok_or_else(|| format!("pattern `{pattern}`: only `start.*` is there"))?;
         if !["", "img/", "txt/"].contains(&start) {
             return Err(format!("pattern `{pattern}`: only towers are there").into());
         }

@@ -282,6 +282,7 @@ pub fn peak_bytes(n: usize, d: usize, dtype: DType, device: &Device) -> usize {
         Device::Cpu => acc * pairs + if narrow { 2 * acc * d * n } else { 0 },
         _ => acc * pairs + if narrow { dtype.size() * pairs } else { 0 } + launch::Sums::bytes(n, panel),
     };
-    let backward = if narrow { (dtype.size() * d * n).max((2 * dtype.size() * d * n).saturating_sub(acc * d * n)) } else { 0 };
+    let backward =
+        if narrow { (dtype.size() * d * n).max((2 * dtype.size() * d * n).saturating_sub(acc * d * n)) } else { 0 };
     acc * (2 * d * n + 6) + sweeps.max(backward)
 }

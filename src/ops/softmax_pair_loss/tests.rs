@@ -242,7 +242,8 @@ fn the_memory_is_what_the_formula_says() {
         let (_, held) = device.peak_bytes(step).unwrap();
         assert_eq!(held, super::peak_bytes(n, dim, dtype, device), "{n} {dim} {dtype} on {device}");
     };
-    for (n, dim, dtype) in [(1100, 16, DType::F32), (300, 200, DType::BF16), (20, 300, DType::F16), (7, 3, DType::F64)] {
+    for (n, dim, dtype) in [(1100, 16, DType::F32), (300, 200, DType::BF16), (20, 300, DType::F16), (7, 3, DType::F64)]
+    {
         measure(n, dim, dtype, &Device::Cpu);
     }
     for device in devices().into_iter().filter(Device::is_host) {
