@@ -13,6 +13,9 @@
 // e^x, x <= 0
 __device__ __forceinline__ float tail(float x) { return expf(x); }
 
+// A logit, rounded: products that were added to unrounded would differ from the largest one, which is kept.
+__device__ __forceinline__ float logit(float t, float cosine) { return __fmul_rn(t, cosine); }
+
 // The sum of exponentials from `most` of two sums from their own largest.
 __device__ __forceinline__ float joined(float most, float most_a, float sum_a, float most_b, float sum_b) {
     const float a = sum_a > 0.f ? sum_a * tail(most_a - most) : 0.f;
@@ -44,15 +47,15 @@ __device__ void softmax_pair_loss_rows_f32_body(const SoftmaxPairLoss& a) {
             negative = fmaxf(negative, x);
         }
     }
-    most = t * block_max<WARPS>(most);
+    most = logit(t, block_max<WARPS>(most));
     cosines = block_sum<WARPS>(cosines);
     negative = block_max<WARPS>(negative);
     float sum = 0.f;
-    for (unsigned c = threadIdx.x; c < a.cols; c += THREADS) sum += tail(t * s[c] - most);
+    for (unsigned c = threadIdx.x; c < a.cols; c += THREADS) sum += tail(logit(t, s[c]) - most);
     sum = block_sum<WARPS>(sum);
     if (threadIdx.x != 0) return;
     float* to = a.sums + size_t(row) * ROW_SUMS;
-    float positive = at >= 0 && at < int(a.cols) ? t * s[at] : 0.f;
+    float positive = at >= 0 && at < int(a.cols) ? logit(t, s[at]) : 0.f;
     if (a.add) {
         const float both = fmaxf(most, to[0]);
         sum = joined(both, most, sum, to[0], to[1]);
@@ -81,10 +84,10 @@ __device__ void softmax_pair_loss_cols_f32_body(const SoftmaxPairLoss& a) {
     __syncthreads();
     UNROLL
     for (int w = 0; w < WARPS; ++w) most = fmaxf(most, held.v[w * WARP + lane_id()]);
-    most *= t;
+    most = logit(t, most);
     __syncthreads();  // all have read
     if (c < a.cols)
-        for (unsigned r = warp_id(); r < a.rows; r += WARPS) sum += tail(t * a.s[size_t(r) * a.cols + c] - most);
+        for (unsigned r = warp_id(); r < a.rows; r += WARPS) sum += tail(logit(t, a.s[size_t(r) * a.cols + c]) - most);
     held.v[threadIdx.x] = sum;
     __syncthreads();
     if (warp_id() != 0 || c >= a.cols) return;
@@ -127,7 +130,7 @@ __device__ void softmax_pair_loss_grad(const SoftmaxPairLossGrad& a) {
     const int at = int(row) + a.shift;
     float gs = 0.f;
     for (unsigned c = threadIdx.x; c < a.cols; c += THREADS) {
-        const float x = s[c], l = t * x;
+        const float x = s[c], l = logit(t, x);
         float share = factor * tail(l - most);
         if (a.by_col) {
             const Vec<float, 2> of = load_vec<float, 2>(a.by_col + size_t(c) * 2);

@@ -21,7 +21,7 @@ use crate::recipes::Numbers;
 use crate::recipes::siglip::flags::{self, Config};
 use crate::recipes::siglip::init::ImageWeights;
 use crate::recipes::siglip::{Pretrain, Siglip, Sizes, factor, freeze, freeze_marked, load};
-use crate::{DType, Device, Result};
+use crate::{DType, Device, Error, Result};
 
 /// Trains (or continues, with `resume`) the run that `config` describes; returns the trained task.
 ///
@@ -40,26 +40,30 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     let found = find(resume, || RunDir::resume(&config.out, config, data.identity(), config.keep))?;
     let builder = Builder::new(device, dtype, config.seed);
     let (model, sizes, tokenizer) = match state(&found) {
-        // The files that it began with are not needed any more, but for the tokenizer.
+        // The files that it began with are not needed any more.
         Some(state) => {
-            let sizes = load::marked(&state.model)?.unwrap_or_else(|| config.sizes(0));
+            let unmarked = || Error::checkpoint(&state.model.origin, "does not state its sizes, as a run's does");
+            let sizes = load::marked(&state.model)?.ok_or_else(unmarked)?;
             let mut model = Siglip::new(&builder, &sizes)?;
             freeze_marked(&mut model, &state.model);
-            let tokenizer = Tokenizer::open(&config.tokenizer, config.text(sizes.context_len))?;
+            let tokenizer = tokenizer(config, resume, sizes.context_len)?;
             (model, sizes, tokenizer)
         }
-        None => begin(config, &builder)?,
+        None => begin(config, &builder, resume)?,
     };
     let mut optimizer = optimizer(config, &sizes);
     let image_size = sizes.image_size;
     let mut task = Pretrain::new(config, model, sizes, tokenizer)?;
-    let create = || RunDir::create(&config.out, config, data.identity(), config.keep);
+    let travels = task.tokenizer().clone();
+    let create = || {
+        travels.save(&config.out)?; // before config.toml: a run that can be continued has it
+        RunDir::create(&config.out, config, data.identity(), config.keep)
+    };
     let transform = transform(config, image_size)?;
     let checks = Checks::open(config)?;
     let mut evaluate = |task: &mut Pretrain, _| checks.run(config, task);
     let (outcome, run) =
         train(&mut task, optimizer.as_mut(), data.clone(), transform, &plan, found, create, &mut evaluate)?;
-    task.tokenizer().save(run.path())?; // it travels with the weights, those of an interrupted run too
     if outcome == Outcome::Finished {
         load::save(run.path(), &task.model, &task.sizes)?;
     }
@@ -140,9 +144,17 @@ fn plan(config: &Config, pairs: usize) -> Result<Plan> {
     Ok(plan)
 }
 
+/// The tokenizer of a new run, for texts of `len` ids, or the one that a run to be continued keeps.
+fn tokenizer(config: &Config, resume: bool, len: usize) -> Result<Tokenizer> {
+    match resume {
+        true => Tokenizer::beside(&config.out, None, config.text(len)),
+        false => Tokenizer::open(&config.tokenizer, config.text(len)),
+    }
+}
+
 /// A model before its first step, from the weights that it is to start from.
-fn begin(config: &Config, builder: &Builder) -> Result<(Siglip, Sizes, Tokenizer)> {
-    let tokenizer = |len: usize| Tokenizer::open(&config.tokenizer, config.text(len));
+fn begin(config: &Config, builder: &Builder, resume: bool) -> Result<(Siglip, Sizes, Tokenizer)> {
+    let tokenizer = |len: usize| tokenizer(config, resume, len);
     if let Some(path) = &config.init {
         let w = load::weights(path)?;
         let sizes = Sizes { image_size: config.image_size.unwrap_or(w.sizes.image_size), ..w.sizes.clone() };
@@ -150,6 +162,7 @@ fn begin(config: &Config, builder: &Builder) -> Result<(Siglip, Sizes, Tokenizer
         tokenizer.check_vocab(sizes.vocab_size)?;
         let mut model = Siglip::new(builder, &sizes)?;
         load::initialise(&mut model, &sizes, &w)?;
+        load::to_hf(&sizes)?; // how the weights are written at the end
         if config.freeze_image {
             freeze(&mut model, |_| true);
         }

@@ -51,10 +51,11 @@ impl Place {
         if !self.path("tokenizer.json").exists() {
             succeed(ocellus(&["tokenizer", "train", &data, "--out", &tokenizer, "--vocab", "400"]));
         }
-        let mut command = ocellus(&["pretrain", "siglip", &data, "--out", &out, "--tokenizer", &tokenizer]);
-        command.args(["--preset", "micro", "--image-size", "16", "--log-every", "1", "--bias-init", "auto"]);
+        let mut command = ocellus(&["pretrain", "siglip", &data, "--out", &out, "--preset", "micro"]);
+        command.args(["--log-every", "1", "--bias-init", "auto"]);
         let usual = [("--patch-size", "8"), ("--context-len", "8"), ("--batch-size", "8"), ("--epochs", "1")];
-        for (key, value) in usual.into_iter().chain([("--save-every", "4")]) {
+        let more = [("--save-every", "4"), ("--image-size", "16"), ("--tokenizer", &tokenizer)];
+        for (key, value) in usual.into_iter().chain(more) {
             if !flags.contains(&key) {
                 command.args([key, value]);
             }
