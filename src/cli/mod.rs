@@ -52,6 +52,11 @@ Examples:
   ocellus eval knn runs/scenes scenes/train scenes/val     how good the features are
   ocellus finetune runs/scenes scenes/train scenes/val     a classifier from them
   ocellus visualize mae runs/scenes scenes/val             original | masked | reconstruction | pasted
+  ocellus data synth pairs --captions                      image-text pairs to try things on
+  ocellus tokenizer train pairs/train --vocab 512
+  ocellus pretrain siglip pairs/train --tokenizer tokenizer.json --out runs/pairs
+  ocellus eval zero-shot runs/pairs pairs/unseen           classes known by name only
+  ocellus visualize siglip runs/pairs pairs/val            images against captions
   ocellus bench layer_norm                                 kernels beside the floor
   ocellus info                                             devices, kernels, what is missing";
 
