@@ -54,7 +54,7 @@ Examples:
   ocellus visualize mae runs/scenes scenes/val             original | masked | reconstruction | pasted
   ocellus data synth pairs --captions                      image-text pairs to try things on
   ocellus tokenizer train pairs/train --vocab 512
-  ocellus pretrain siglip pairs/train --tokenizer tokenizer.json --out runs/pairs
+  ocellus pretrain siglip pairs/train --tokenizer tokenizer.json --preset micro --patch-size 8 --out runs/pairs
   ocellus eval zero-shot runs/pairs pairs/unseen           classes known by name only
   ocellus visualize siglip runs/pairs pairs/val            images against captions
   ocellus bench layer_norm                                 kernels beside the floor
