@@ -90,9 +90,9 @@ enum Command {
 #[derive(Subcommand)]
 enum Pretrain {
     /// Masked autoencoder (He et al. 2021)
-    Mae(pretrain::Mae),
+    Mae(Box<pretrain::Mae>),
     /// Image and text towers from image-caption pairs, sigmoid loss (Zhai et al. 2023) or softmax
-    Siglip(pretrain::Siglip),
+    Siglip(Box<pretrain::Siglip>),
 }
 
 #[derive(Subcommand)]
