@@ -66,7 +66,7 @@ enum Command {
     #[command(subcommand)]
     Pretrain(Pretrain),
     /// Train pre-trained weights as a classifier
-    Finetune(finetune::Flags),
+    Finetune(Box<finetune::Flags>),
     /// Measure frozen features
     #[command(subcommand)]
     Eval(Eval),
