@@ -231,6 +231,15 @@ fn a_frozen_tower_stays_frozen_when_a_run_is_continued() {
     let (init, flags) = (place.text("mae"), ["--epochs", "2", "--save-every", "1", "--freeze-image"]);
     let flags = [&flags[..], &["--init-image", &init]].concat();
     succeed(place.siglip("whole", &flags));
+    let tensor = |file: &str, name: &str| {
+        let dict = ocellus::checkpoint::safetensors::read(place.path(file)).unwrap();
+        dict.require(name).unwrap().to_vec::<f32>().unwrap()
+    };
+    let fc1 = tensor("whole/model.safetensors", "vision_model.encoder.layers.5.mlp.fc1.weight");
+    assert!(
+        fc1 == tensor("mae/upstream.safetensors", "blocks.5.mlp.fc1.weight"),
+        "a tower that is not trained has changed"
+    );
     let mut child = start(place.siglip("run", &flags));
     let latest = place.path("run/checkpoints/latest");
     wait_until(&mut child, || latest.exists());

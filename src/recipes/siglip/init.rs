@@ -4,11 +4,12 @@ use std::path::Path;
 
 use super::{Siglip, Sizes, load};
 use crate::checkpoint::{LoadOptions, StateDict, load_into};
+use crate::data::augment::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::nn::Module;
 use crate::nn::pos_embed::Resample;
 use crate::ops::gelu::Form;
 use crate::recipes::mae;
-use crate::{Error, Result};
+use crate::{Device, Error, Result, Tensor};
 
 /// An image tower from a file.
 pub struct ImageWeights {
@@ -48,6 +49,43 @@ fn renamed(name: &str) -> Option<String> {
     Some(model(&format!("encoder.layers.{at}.{ours}{}", &inside[theirs.len()..])))
 }
 
+/// The encoder of a masked autoencoder under this recipe's names.
+///
+/// Its images were normalised by mean `m` and deviation `s` of each colour channel, here they are in [-1, 1]. The patch
+/// embedding takes that in: with `u = 2 p - 1` of a pixel `p`, `w (p - m) / s` is `w / (2 s) u + w (1/2 - m) / s`, so the tower
+/// makes of an image what it made of it before.
+fn of_mae(encoder: &StateDict) -> Result<StateDict> {
+    let mut dict = StateDict::of(&encoder.origin, encoder.metadata.clone());
+    let tensor = |values: &[f64], shape: &[usize]| {
+        let values: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+        Tensor::from_slice(&values, shape, &Device::Cpu)
+    };
+    let kernel = encoder.require("patch_embed.proj.weight")?;
+    let [outputs, channels, h, w] = kernel.dims("init_image", "patch_embed.proj.weight")?;
+    let (mut kernel, mut bias) = (kernel.to_f64()?, encoder.require("patch_embed.proj.bias")?.to_f64()?);
+    for (at, plane) in kernel.chunks_exact_mut(h * w).enumerate() {
+        let (output, channel) = (at / channels, at % channels);
+        let (mean, std) = (IMAGENET_MEAN[channel], IMAGENET_STD[channel]); // three of them: checked when it was read
+        bias[output] += plane.iter().sum::<f64>() * (0.5 - mean) / std;
+        plane.iter_mut().for_each(|x| *x *= 0.5 / std);
+    }
+    for (name, given) in encoder.iter() {
+        if name == "pos_embed" {
+            let [_, rows, width] = given.dims("init_image", "pos_embed")?;
+            let table = tensor(&given.to_f64()?[width..], &[rows - 1, width])?; // without the class token's row
+            dict.insert("vision_model.embeddings.position_embedding.weight", table)?;
+        } else if let Some(ours) = renamed(name) {
+            let value = match name {
+                "patch_embed.proj.weight" => tensor(&kernel, &[outputs, channels, h, w])?,
+                "patch_embed.proj.bias" => tensor(&bias, &[outputs])?,
+                _ => given.clone(),
+            };
+            dict.insert(ours, value)?;
+        }
+    }
+    Ok(dict)
+}
+
 impl ImageWeights {
     /// Reads SigLIP weights of any layout, or those of a masked autoencoder, whose class token has no place here.
     ///
@@ -62,19 +100,7 @@ impl ImageWeights {
         };
         let w = mae::load::weights(path)
             .map_err(|e| Error::checkpoint(path, format!("neither SigLIP's ({other}) nor MAE's weights ({e})")))?;
-        let mut dict = StateDict::of(&w.dict.origin, w.dict.metadata.clone());
-        for (name, tensor) in w.dict.iter() {
-            if name == "pos_embed" {
-                let [_, rows, width] = tensor.dims("init_image", "pos_embed")?;
-                let values = &tensor.to_f64()?[width..]; // without the class token's
-                let values: Vec<f32> = values.iter().map(|&x| x as f32).collect();
-                let table = crate::Tensor::from_slice(&values, [rows - 1, width], &crate::Device::Cpu)?;
-                dict.insert("vision_model.embeddings.position_embedding.weight", table)?;
-            } else if let Some(name) = renamed(name) {
-                dict.insert(name, tensor.clone())?;
-            }
-        }
-        Ok(Self { dict, from: From::Mae(w.sizes), resample: Resample::Bicubic })
+        Ok(Self { dict: of_mae(&w.dict)?, from: From::Mae(w.sizes), resample: Resample::Bicubic })
     }
 
     /// Sizes of a model that can take the tower: `sizes` with its activation and eps.
@@ -134,6 +160,30 @@ impl ImageWeights {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A patch of pixels gives what it gave, though it is normalised otherwise; positions lose the class token's row.
+    #[test]
+    fn patches_are_embedded_as_before() {
+        let values = |n: usize, seed: f64| (0..n).map(|i| (0.7 * i as f64 + seed).sin() as f32).collect::<Vec<_>>();
+        let tensor = |v: &[f32], shape: &[usize]| Tensor::from_slice(v, shape, &Device::Cpu).unwrap();
+        let (kernel, bias) = (values(5 * 12, 0.0), values(5, 1.0));
+        let mut encoder = StateDict::new();
+        encoder.insert("patch_embed.proj.weight", tensor(&kernel, &[5, 3, 2, 2])).unwrap();
+        encoder.insert("patch_embed.proj.bias", tensor(&bias, &[5])).unwrap();
+        encoder.insert("pos_embed", tensor(&values(15, 2.0), &[1, 3, 5])).unwrap();
+        let dict = of_mae(&encoder).unwrap();
+        let get = |name: &str| dict.require(&format!("vision_model.embeddings.{name}")).unwrap().to_f64().unwrap();
+        let (w, b) = (get("patch_embedding.weight"), get("patch_embedding.bias"));
+        let pixel = |i: usize| 0.5 + 0.5 * (1.3 * i as f64).cos();
+        for output in 0..5 {
+            let old =
+                |i: usize| f64::from(kernel[output * 12 + i]) * (pixel(i) - IMAGENET_MEAN[i / 4]) / IMAGENET_STD[i / 4];
+            let before = (0..12).map(old).sum::<f64>() + f64::from(bias[output]);
+            let now = (0..12).map(|i| w[output * 12 + i] * (2.0 * pixel(i) - 1.0)).sum::<f64>() + b[output];
+            assert!((before - now).abs() < 1e-5, "{before} {now}");
+        }
+        assert_eq!(get("position_embedding.weight"), tensor(&values(15, 2.0)[5..], &[10]).to_f64().unwrap());
+    }
 
     #[test]
     fn names_of_the_encoder_have_a_place() {
