@@ -213,7 +213,7 @@ mod tests {
             let captions = ["a small red circle and a large green star", "there is a blue ring on a black ground"];
             let settings = Settings { max_len: 8, ..Settings::siglip() };
             let path = place.path().join("tokenizer.json");
-            let vocab = train(&captions, &settings, &Training { vocab: 300, min_count: 1 }, &path).unwrap();
+            let vocab = train(captions, &settings, &Training { vocab: 300, min_count: 1 }, &path).unwrap();
             let sizes = "micro".parse::<Preset>().unwrap().sizes(Some([16, 16]), Some(8));
             let sizes = Sizes { vocab_size: vocab, context_len: 8, ..sizes };
             let model = Siglip::new(&Builder::new(&Device::Cpu, DType::F32, 3), &sizes).unwrap();
