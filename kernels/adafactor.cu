@@ -84,7 +84,7 @@ __device__ void adafactor_cols_f32_body(const Adafactor& a) {
 KERNEL_BOUNDS(adafactor_cols_f32, Adafactor, THREADS)
 
 // A block per group: the mean of what `rows` left.
-__device__ void adafactor_means_f32_body(const Adafactor& a) {
+__device__ void adafactor_mean_f32_body(const Adafactor& a) {
     const Chunk chunk = a.chunks[blockIdx.x];
     const AdafactorTensor t = a.tensors[chunk.tensor - a.first];
     double sum = 0.0;
@@ -92,7 +92,7 @@ __device__ void adafactor_means_f32_body(const Adafactor& a) {
     sum = block_sum_f64(sum);
     if (threadIdx.x == 0) t.means[chunk.index] = sum / double(t.rows);
 }
-KERNEL_BOUNDS(adafactor_means_f32, Adafactor, THREADS)
+KERNEL_BOUNDS(adafactor_mean_f32, Adafactor, THREADS)
 
 // The second moment of an element, its root taken by the caller: of a factored tensor as two factors, whose product may
 // have no place in an f32.

@@ -66,7 +66,7 @@ enum Command {
     #[command(subcommand)]
     Pretrain(Pretrain),
     /// Train pre-trained weights as a classifier
-    Finetune(finetune::Flags),
+    Finetune(Box<finetune::Flags>),
     /// Measure frozen features
     #[command(subcommand)]
     Eval(Eval),
@@ -90,9 +90,9 @@ enum Command {
 #[derive(Subcommand)]
 enum Pretrain {
     /// Masked autoencoder (He et al. 2021)
-    Mae(pretrain::Mae),
+    Mae(Box<pretrain::Mae>),
     /// Image and text towers from image-caption pairs, sigmoid loss (Zhai et al. 2023) or softmax
-    Siglip(pretrain::Siglip),
+    Siglip(Box<pretrain::Siglip>),
 }
 
 #[derive(Subcommand)]

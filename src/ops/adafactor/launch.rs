@@ -13,7 +13,7 @@ use crate::{DType, Result, Tensor};
 const ROWS: usize = 8;
 const COLUMNS: usize = 32;
 /// Kernels of a step in their order, of which the first three are for factored tensors.
-const KERNELS: [&str; 4] = ["adafactor_rows", "adafactor_cols", "adafactor_means", "adafactor_apply"];
+const KERNELS: [&str; 4] = ["adafactor_rows", "adafactor_cols", "adafactor_mean", "adafactor_apply"];
 
 /// `struct AdafactorTensor`.
 #[repr(C)]

@@ -83,7 +83,7 @@ fn follows_the_equations() {
 #[test]
 fn groups_are_matrices_of_their_own() {
     let g: Vec<f64> = (0..24).map(|i| ((i * 7 % 11) as f64 - 4.5) * (1.0 + i as f64)).collect();
-    let w = vec![0.0; 24];
+    let w = [0.0; 24];
     let one = |g: &[f64], view| run(&w[..g.len()], g, Some(view), PLAIN, 1, &[1.0, 1.0]).unwrap();
     let each: Vec<Vec<f64>> = g.chunks(12).map(|g| one(g, View::matrix(3, 4))[1].clone()).collect();
     near(&one(&g, View { groups: 2, rows: 3, cols: 4, place: Groups::First })[1], &each.concat());

@@ -252,14 +252,14 @@ fn sweeps(
 /// What is added up from panel to panel.
 enum Totals {
     Host(reference::Sums),
-    Device(launch::Sums),
+    Device(Box<launch::Sums>),
 }
 
 impl Totals {
     fn new(device: &Device, dims: Dims, panel: Panel) -> Result<Self> {
         Ok(match device {
             Device::Cpu => Self::Host(reference::Sums::new(dims)),
-            _ => Self::Device(launch::Sums::new(device, dims, panel)?),
+            _ => Self::Device(Box::new(launch::Sums::new(device, dims, panel)?)),
         })
     }
 }

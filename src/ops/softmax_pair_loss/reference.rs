@@ -154,7 +154,7 @@ pub(super) fn panel(s: &mut Tensor, log_scale: &Tensor, dims: Dims, part: Part, 
                 let positive = at.map(|at| s[at]);
                 gs += gradient_row(s, of_row.softmax.share(of_rows), &by_col, of_cols > 0.0, t);
                 if let (Some(at), Some(positive)) = (at, positive) {
-                    s[at] = s[at] - A::ONE;
+                    s[at] -= A::ONE;
                     gs -= positive.f64();
                 }
             }
