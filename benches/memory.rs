@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use ocellus::ops::prototype_cross_entropy::{self as cross_entropy, Pairing};
-use ocellus::ops::sigmoid_pair_loss::{Block, peak_bytes, sigmoid_pair_loss};
+use ocellus::ops::sigmoid_pair_loss::{self, Block, sigmoid_pair_loss};
+use ocellus::ops::softmax_pair_loss::{self, Sides, softmax_pair_loss};
 use ocellus::ops::{l2_normalize, sinkhorn_knopp};
 use ocellus::random::{normal, stream};
 use ocellus::{DType, Device, Grads, Result, Tape, Tensor};
@@ -28,7 +29,17 @@ struct Subject {
 
 const SUBJECTS: &[Subject] = &[
     Subject { op: "prototype_loss", shapes: &["f32/256x8192", "f16/512x8192"], measure: prototype_loss },
-    Subject { op: "sigmoid_pair_loss", shapes: &["f32/4096x256", "bf16/2048x768"], measure: pair_loss },
+    // Time grows with the square of the rows, memory with the rows.
+    Subject {
+        op: "sigmoid_pair_loss",
+        shapes: &["f32/2048x256", "f32/4096x256", "f32/8192x256", "bf16/2048x768"],
+        measure: |dtype, shape| pair_loss(dtype, shape, true),
+    },
+    Subject {
+        op: "softmax_pair_loss",
+        shapes: &["f32/2048x256", "f32/4096x256", "bf16/2048x768"],
+        measure: |dtype, shape| pair_loss(dtype, shape, false),
+    },
 ];
 
 /// `rows x prototypes` of teacher and student: Sinkhorn-Knopp with three iterations, then the cross-entropy and its
@@ -63,8 +74,8 @@ fn prototype_loss(dtype: DType, shape: &[usize]) -> Measured {
     Some(measure())
 }
 
-/// `rows x width`, as many of `x` as of `y`.
-fn pair_loss(dtype: DType, shape: &[usize]) -> Measured {
+/// `rows x width`, as many of `x` as of `y`: the sigmoid loss, or its peer.
+fn pair_loss(dtype: DType, shape: &[usize], sigmoid: bool) -> Measured {
     let &[n, d] = shape else { return None };
     let device = Device::Cpu;
     let measure = || {
@@ -79,13 +90,20 @@ fn pair_loss(dtype: DType, shape: &[usize]) -> Measured {
         let step = || -> Result<_> {
             let (tape, mut grads) = (Tape::new(), Grads::new());
             let [x, y, log_scale, bias] = inputs.map(|t| tape.leaf(t));
-            let (loss, logits) = sigmoid_pair_loss(&tape, &x, &y, &log_scale, &bias, Block::whole(n))?;
+            let (loss, logits) = match sigmoid {
+                true => sigmoid_pair_loss(&tape, &x, &y, &log_scale, &bias, Block::whole(n))?,
+                false => softmax_pair_loss(&tape, &x, &y, &log_scale, Block::whole(n), Sides::Both)?,
+            };
             tape.backward(&loss, seed, &mut grads)?;
             Ok((loss, logits, grads))
         };
         let (result, held) = device.peak_bytes(step)?;
         result?;
-        Ok([peak_bytes(n, n, d, dtype, &device), held])
+        let formula = match sigmoid {
+            true => sigmoid_pair_loss::peak_bytes(n, n, d, dtype, &device),
+            false => softmax_pair_loss::peak_bytes(n, d, dtype, &device),
+        };
+        Ok([formula, held])
     };
     Some(measure())
 }

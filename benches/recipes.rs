@@ -12,7 +12,7 @@ use ocellus::data::masks::random_masking;
 use ocellus::data::{Purpose, Stream};
 use ocellus::nn::{Builder, Module};
 use ocellus::ops::adamw::Hyper;
-use ocellus::optim::{AdamW, Rules};
+use ocellus::optim::{AdamW, Optimizer, Rules};
 use ocellus::recipes::mae::{Mae, MaskIds, Preset, imagenet_norm};
 use ocellus::{DType, Device, Error, Grads, Result, Tape, Tensor, Var};
 

@@ -15,7 +15,7 @@
 //! use ocellus::data::masks::random_masking;
 //! use ocellus::nn::{Builder, Module};
 //! use ocellus::ops::adamw::Hyper;
-//! use ocellus::optim::{AdamW, Rules};
+//! use ocellus::optim::{AdamW, Optimizer, Rules};
 //! use ocellus::recipes::mae::{Mae, MaskIds, Preset};
 //! use ocellus::{DType, Device, Grads, Tape, Tensor, Var};
 //!

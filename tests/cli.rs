@@ -1,5 +1,7 @@
 //! The command from data to a classifier, and everything a person can get wrong on the way.
 
+#[path = "cli/image_text.rs"]
+mod image_text;
 #[path = "cli/options.rs"]
 mod options;
 mod support;
@@ -376,8 +378,11 @@ fn help_explains_every_flag() {
         &["finetune"],
         &["eval", "knn"],
         &["eval", "linear"],
+        &["eval", "zero-shot"],
+        &["eval", "retrieval"],
         &["embed"],
         &["visualize", "mae"],
+        &["visualize", "siglip"],
         &["data", "synth"],
         &["bench"],
         &["info"],

@@ -6,6 +6,8 @@
 //! `ok <kind> <file> worst <error> of <tolerance>`, `FAILED ...`, `unknown ...` or `later ...` (a recipe that is not there
 //! yet). An unknown kind of a recipe that is there fails the run.
 
+#[path = "golden/clip.rs"]
+mod clip;
 #[path = "golden/data.rs"]
 mod data;
 #[path = "golden/dinov2.rs"]
@@ -24,6 +26,8 @@ mod siglip;
 mod siglip_model;
 #[path = "golden/siglip_text.rs"]
 mod siglip_text;
+#[path = "golden/siglip_train.rs"]
+mod siglip_train;
 #[path = "golden/tables.rs"]
 mod tables;
 
@@ -62,12 +66,16 @@ const KINDS: &[(&str, Runner)] = &[
     ("mae/pretrain_forward", model::pretrain_forward),
     ("mae/pretrain_trajectory", model::pretrain_trajectory),
     ("mae/visualise", model::visualise),
+    ("siglip/bv_trajectory", siglip_train::bv_trajectory),
     ("siglip/bv_two_towers", siglip_model::bv_two_towers),
     ("siglip/canonicalize_text", siglip_text::canonical),
+    ("siglip/clip_loss", clip::loss),
+    ("siglip/dist_clip", clip::ranks),
     ("siglip/dist_siglip", siglip::ranks),
     ("siglip/hf_siglip", siglip_model::hf_siglip),
     ("siglip/hf_siglip2", siglip_model::hf_siglip2),
     ("siglip/hf_text", siglip_model::hf_text),
+    ("siglip/hf_trajectory", siglip_train::hf_trajectory),
     ("siglip/map_head", siglip_model::map_head),
     ("siglip/posemb_resample", siglip_text::posemb_resample),
     ("siglip/preprocess_pil", siglip_text::preprocess_pil),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use support::{Place, files, logged, ocellus, succeed, texts};
 
 const PRETRAIN: &[&str] = &["pretrain", "mae"];
+const SIGLIP: &[&str] = &["pretrain", "siglip"];
 
 /// Numbers that look random (splitmix64).
 struct Random(u64);
@@ -39,10 +40,12 @@ fn wait_until(child: &mut Child, holds: impl Fn() -> bool) {
 
 /// Twenty times: kills the run, or the run that continues it, at a random moment; a run that ends first is compared and
 /// begun anew. The last one is let finish.
-fn survives_kills(flags: &[&str], updates: u64, seed: u64) {
+fn survives_kills(recipe: &[&str], flags: &[&str], updates: u64, seed: u64) {
     let place = Place::new();
+    let new = |out: &str| if recipe == SIGLIP { place.siglip(out, flags) } else { place.pretrain(out, flags) };
+    drop(new("nothing")); // makes what a run needs beside its data
     let began = Instant::now();
-    succeed(place.pretrain("whole", flags));
+    succeed(new("whole"));
     let (expected, millis) = (place.weights("whole"), began.elapsed().as_millis() as u64 + 1);
     let (mut random, mut kills, mut runs) = (Random(seed), 0, 0);
     let compare = |out: &str| {
@@ -55,8 +58,8 @@ fn survives_kills(flags: &[&str], updates: u64, seed: u64) {
         runs += 1;
         let out = format!("run{runs}");
         let command = || match place.path(&out).join("config.toml").exists() {
-            true => place.resume(PRETRAIN, &out),
-            false => place.pretrain(&out, flags),
+            true => place.resume(recipe, &out),
+            false => new(&out),
         };
         loop {
             let mut child = start(command());
@@ -79,14 +82,27 @@ fn survives_kills(flags: &[&str], updates: u64, seed: u64) {
 
 #[test]
 fn kills_at_random_moments_do_not_change_the_weights() {
-    survives_kills(&["--epochs", "4", "--save-every", "2"], 16, 1);
+    survives_kills(PRETRAIN, &["--epochs", "4", "--save-every", "2"], 16, 1);
 }
 
 /// 8 batches per epoch make 2 updates of 3; the last 2 batches are left out.
 #[test]
 fn kills_do_not_change_a_run_that_accumulates() {
     let flags = ["--epochs", "5", "--save-every", "3", "--batch-size", "4", "--accum-iter", "3", "--clip-grad", "0.5"];
-    survives_kills(&flags, 10, 2);
+    survives_kills(PRETRAIN, &flags, 10, 2);
+}
+
+/// Captions are drawn and images cropped anew in every epoch.
+#[test]
+fn kills_do_not_change_image_text_pretraining() {
+    survives_kills(SIGLIP, &["--epochs", "2", "--crop-min", "0.5", "--mirror", "0.5"], 12, 3);
+}
+
+/// 12 batches per epoch make 2 updates over all pairs of 5; the last 2 batches are left out.
+#[test]
+fn kills_do_not_change_image_text_pretraining_in_parts() {
+    let flags = ["--epochs", "3", "--batch-size", "4", "--accum-iter", "5", "--optimizer", "adafactor"];
+    survives_kills(SIGLIP, &[&flags[..], &["--save-every", "2", "--loss", "softmax"]].concat(), 6, 4);
 }
 
 #[test]
@@ -185,4 +201,51 @@ fn a_killed_fine_tuning_ends_with_the_same_weights() {
     assert!(place.weights("run") == place.weights("whole"));
     assert_eq!(logged(&place.path("run"), "train"), (1..=12).collect::<Vec<_>>());
     assert_eq!(logged(&place.path("run"), "eval"), [4, 8, 12]);
+}
+
+#[test]
+fn ctrl_c_saves_image_text_pretraining() {
+    let place = Place::new();
+    let flags = ["--epochs", "4", "--save-every", "1000"];
+    let mut command = place.siglip("run", &flags);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let metrics = place.path("run/metrics.jsonl");
+    wait_until(&mut child, || fs::metadata(&metrics).is_ok_and(|file| file.len() > 0));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let (_, err) = texts(&output);
+    assert_eq!(output.status.code(), Some(130), "{err}");
+    assert!(err.contains(&format!("pretrain siglip --resume {}", place.text("run"))), "{err}");
+    succeed(place.resume(SIGLIP, "run"));
+    succeed(place.siglip("whole", &flags));
+    assert!(place.weights("run") == place.weights("whole"));
+    assert_eq!(logged(&place.path("run"), "train"), (1..=24).collect::<Vec<_>>());
+}
+
+/// The tower of a masked autoencoder, frozen but for the pooling that it does not have: what it was after any number of kills
+/// and steps, though its file is gone.
+#[test]
+fn a_frozen_tower_stays_frozen_when_a_run_is_continued() {
+    let place = Place::new();
+    succeed(place.pretrain("mae", &["--patch-size", "8"]));
+    let (init, flags) = (place.text("mae"), ["--epochs", "2", "--save-every", "1", "--freeze-image"]);
+    let flags = [&flags[..], &["--init-image", &init]].concat();
+    succeed(place.siglip("whole", &flags));
+    let tensor = |file: &str, name: &str| {
+        let dict = ocellus::checkpoint::safetensors::read(place.path(file)).unwrap();
+        dict.require(name).unwrap().to_vec::<f32>().unwrap()
+    };
+    let fc1 = tensor("whole/model.safetensors", "vision_model.encoder.layers.5.mlp.fc1.weight");
+    assert!(
+        fc1 == tensor("mae/upstream.safetensors", "blocks.5.mlp.fc1.weight"),
+        "a tower that is not trained has changed"
+    );
+    let mut child = start(place.siglip("run", &flags));
+    let latest = place.path("run/checkpoints/latest");
+    wait_until(&mut child, || latest.exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    fs::remove_dir_all(place.path("mae")).unwrap();
+    succeed(place.resume(SIGLIP, "run"));
+    assert!(place.weights("run") == place.weights("whole"));
 }

@@ -197,3 +197,39 @@ fn a_full_disk_costs_no_finished_work() {
     succeed(ocellus(&embed));
     succeed(place.resume(&["pretrain", "mae"], "disk/other"));
 }
+
+#[test]
+fn image_text_runs_name_what_does_not_fit() {
+    let place = Place::new();
+    succeed(place.siglip("run", &[]));
+    succeed(place.pretrain("mae", &["--patch-size", "8"]));
+    let tokens = place.text("other.json");
+    let captions = place.text("data/captions.tsv");
+    succeed(ocellus(&["tokenizer", "train", &captions, "--out", &tokens, "--vocab", "350"]));
+    let (run, mae, val) = (place.text("run"), place.text("mae"), place.text("data/val"));
+    for (flags, parts) in [
+        (&["--init", &run, "--tokenizer", &tokens][..], &["other.json", "350 ids", "embeddings for 400"][..]),
+        (&["--tokenizer", &place.text("none.json")], &["none.json"]),
+        (&["--tokenizer", &captions], &["captions.tsv"]),
+        (&["--init-image", &mae, "--patch-size", "4"], &["image tower has 8 pixels to a patch side, expected 4"]),
+        (&["--init-image", &val], &["neither SigLIP's"]),
+        (&["--freeze-image"], &["`freeze_image`", "--init-image"]),
+        (&["--batch-size", "49"], &["`batch_size` is 49", "48 pairs"]),
+        (&["--accum-iter", "7"], &["`accum_iter` is 7", "6 batches"]),
+        (&["--image-size", "16x32"], &["`image_size`", "a square"]),
+        (&["--zero-shot", &captions], &["captions.tsv"]),
+        (&["--retrieval", &place.text("nowhere")], &["nowhere"]),
+    ] {
+        names(&fail(place.siglip("refused", flags)), parts);
+        assert!(!place.path("refused").exists(), "{flags:?}");
+    }
+    // What the run began with is its own: neither tokenizer nor first weights are needed to go on.
+    fs::rename(place.path("tokenizer.json"), place.path("elsewhere.json")).unwrap();
+    fs::remove_file(place.path("run/model.safetensors")).unwrap();
+    succeed(place.resume(&["pretrain", "siglip"], "run"));
+    fs::rename(place.path("elsewhere.json"), place.path("tokenizer.json")).unwrap();
+    let (_, err) = succeed(place.siglip("tuned", &["--init", &run, "--image-size", "24", "--zero-shot", &val]));
+    names(&err, &["resized from 2 x 2 to 3 x 3", "zero_shot_top1"]);
+    let refused = place.siglip("run", &[]);
+    names(&fail(refused), &["holds a run already"]);
+}

@@ -4,15 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ocellus::checkpoint::{StateDict, safetensors};
+use ocellus::data::text::read_lines;
 use ocellus::data::{Folder, Source};
 use ocellus::eval::{self, Features, Kind, Probe};
 use ocellus::nn::{Builder, Module};
 use ocellus::recipes::mae::finetune::classes_of;
 use ocellus::recipes::mae::{Classifier, Pool, load};
 use ocellus::train::Progress;
-use ocellus::{DType, Device, Result};
+use ocellus::{DType, Device, Error, Result, recipes};
 
 use super::Machine;
+use super::siglip::{self, Inputs};
 
 /// Flags of `eval knn`.
 #[derive(clap::Args)]
@@ -43,8 +45,12 @@ pub struct Embed {
     /// Weights: a run folder, a Hugging Face folder, .safetensors or .pth
     model: PathBuf,
     /// Folder of images
-    images: PathBuf,
-    /// Folder to write: features, labels, files.txt
+    #[arg(required_unless_present = "text")]
+    images: Option<PathBuf>,
+    /// Embed captions with an image-text model instead: a text file, one a line
+    #[arg(long, value_name = "FILE", conflicts_with = "images")]
+    text: Option<PathBuf>,
+    /// Folder to write: features, labels, files.txt; of captions features, texts.txt
     #[arg(long, short, default_value = "features")]
     out: PathBuf,
     /// Write features.npy and labels.npy instead of features.safetensors
@@ -56,7 +62,9 @@ pub struct Embed {
     /// Feature: class token or mean of the patches [default: cls, for a fine-tuned file its own]
     #[arg(long, value_enum)]
     pool: Option<Pool>,
-    /// Images per forward pass
+    #[command(flatten)]
+    inputs: Inputs,
+    /// Images or captions per forward pass
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
 }
@@ -113,11 +121,39 @@ pub fn linear(flags: &Probe, machine: &Machine) -> Result<()> {
 
 /// Feature export.
 pub fn embed(flags: &Embed, machine: &Machine) -> Result<()> {
-    let device = machine.device()?;
-    let model = model(&flags.model, &device, machine.dtype(&device)?, flags.pool)?;
-    let kind = if flags.tokens { Kind::Tokens } else { Kind::Pooled };
-    let features = features(&model, Arc::new(Folder::open(&flags.images)?), flags.batch_size, kind)?;
-    eval::write(&features, &flags.out, flags.npy)?;
-    say!("features {} in {}", features.values.shape(), flags.out.display());
+    let out = &flags.out;
+    let shape = match (&flags.images, &flags.text) {
+        (_, Some(text)) => {
+            let texts = read_lines(text)?;
+            if texts.iter().all(|line| line.trim().is_empty()) {
+                return Err(Error::Dataset {
+                    path: text.clone(),
+                    cause: "no captions in it, expected one a line".into(),
+                });
+            }
+            let values = siglip::embed_texts(&flags.inputs, &flags.model, flags.batch_size, &texts, machine)?;
+            eval::write_texts(&values, &texts, out, flags.npy)?;
+            values.shape().clone()
+        }
+        (Some(images), None) => {
+            let folder = Arc::new(Folder::open(images)?);
+            let features = if recipes::siglip::load::is_siglip(&flags.model)? {
+                if flags.tokens || flags.pool.is_some() {
+                    let expected = "not given: an image-text model has one embedding for an image";
+                    return Err(Error::config(if flags.tokens { "tokens" } else { "pool" }, "given", expected));
+                }
+                siglip::embed_images(&flags.inputs, &flags.model, flags.batch_size, folder, machine)?
+            } else {
+                let device = machine.device()?;
+                let model = model(&flags.model, &device, machine.dtype(&device)?, flags.pool)?;
+                let kind = if flags.tokens { Kind::Tokens } else { Kind::Pooled };
+                features(&model, folder, flags.batch_size, kind)?
+            };
+            eval::write(&features, out, flags.npy)?;
+            features.values.shape().clone()
+        }
+        (None, None) => return Err(Error::config("images", "missing", "a folder of images, or --text FILE")),
+    };
+    say!("features {shape} in {}", out.display());
     Ok(())
 }

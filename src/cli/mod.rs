@@ -21,6 +21,7 @@ mod eval;
 mod finetune;
 mod info;
 mod pretrain;
+mod siglip;
 mod synth;
 mod tokenizer;
 mod visualize;
@@ -51,20 +52,25 @@ Examples:
   ocellus eval knn runs/scenes scenes/train scenes/val     how good the features are
   ocellus finetune runs/scenes scenes/train scenes/val     a classifier from them
   ocellus visualize mae runs/scenes scenes/val             original | masked | reconstruction | pasted
+  ocellus data synth pairs --captions                      image-text pairs to try things on
+  ocellus tokenizer train pairs/train --vocab 512
+  ocellus pretrain siglip pairs/train --tokenizer tokenizer.json --preset micro --patch-size 8 --out runs/pairs
+  ocellus eval zero-shot runs/pairs pairs/unseen           classes known by name only
+  ocellus visualize siglip runs/pairs pairs/val            images against captions
   ocellus bench layer_norm                                 kernels beside the floor
   ocellus info                                             devices, kernels, what is missing";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train weights from images without labels
+    /// Train weights from images without labels, or with captions
     #[command(subcommand)]
     Pretrain(Pretrain),
     /// Train pre-trained weights as a classifier
-    Finetune(finetune::Flags),
+    Finetune(Box<finetune::Flags>),
     /// Measure frozen features
     #[command(subcommand)]
     Eval(Eval),
-    /// Write the features of a folder of images
+    /// Write the features of a folder of images, or of captions
     Embed(eval::Embed),
     /// Draw what a model does
     #[command(subcommand)]
@@ -84,7 +90,9 @@ enum Command {
 #[derive(Subcommand)]
 enum Pretrain {
     /// Masked autoencoder (He et al. 2021)
-    Mae(pretrain::Flags),
+    Mae(Box<pretrain::Mae>),
+    /// Image and text towers from image-caption pairs, sigmoid loss (Zhai et al. 2023) or softmax
+    Siglip(Box<pretrain::Siglip>),
 }
 
 #[derive(Subcommand)]
@@ -93,12 +101,18 @@ enum Eval {
     Knn(eval::Knn),
     /// Accuracy of a linear layer trained on the features
     Linear(ocellus::eval::Probe),
+    /// Accuracy of an image-text model that knows the classes by name only
+    ZeroShot(siglip::ZeroShot),
+    /// How often an image finds its caption and a caption its image
+    Retrieval(siglip::Retrieval),
 }
 
 #[derive(Subcommand)]
 enum Visualize {
     /// Original | masked | reconstruction | pasted, for a folder of images
     Mae(visualize::Flags),
+    /// Images against captions with probabilities, and the nearest of each
+    Siglip(siglip::Visualize),
 }
 
 #[derive(Subcommand)]
@@ -109,7 +123,7 @@ enum Tokenizer {
 
 #[derive(Subcommand)]
 enum Data {
-    /// Draw labelled images of cluttered scenes, with captions; or short videos with masks
+    /// Draw labelled images of cluttered scenes, with captions; or short videos with masks; or image-text pairs
     Synth(synth::Flags),
 }
 
@@ -194,11 +208,15 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     cli.machine.set_threads()?;
     match &cli.command {
         Command::Pretrain(Pretrain::Mae(flags)) => return pretrain::mae(flags, &cli.machine),
+        Command::Pretrain(Pretrain::Siglip(flags)) => return pretrain::siglip(flags, &cli.machine),
         Command::Finetune(flags) => return finetune::finetune(flags, &cli.machine),
         Command::Eval(Eval::Knn(flags)) => eval::knn(flags, &cli.machine)?,
         Command::Eval(Eval::Linear(flags)) => eval::linear(flags, &cli.machine)?,
+        Command::Eval(Eval::ZeroShot(flags)) => siglip::zero_shot(flags, &cli.machine)?,
+        Command::Eval(Eval::Retrieval(flags)) => siglip::retrieval(flags, &cli.machine)?,
         Command::Embed(flags) => eval::embed(flags, &cli.machine)?,
         Command::Visualize(Visualize::Mae(flags)) => visualize::mae(flags, &cli.machine)?,
+        Command::Visualize(Visualize::Siglip(flags)) => siglip::visualize(flags, &cli.machine)?,
         Command::Data(Data::Synth(flags)) => synth::synth(flags)?,
         Command::Tokenizer(Tokenizer::Train(flags)) => tokenizer::run(flags)?,
         Command::Bench(flags) => return bench::bench(flags, &cli.machine),

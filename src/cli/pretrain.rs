@@ -1,9 +1,10 @@
-//! `ocellus pretrain mae`.
+//! `ocellus pretrain`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use ocellus::recipes::mae::Config;
+use ocellus::recipes::siglip::flags::Loss;
+use ocellus::recipes::{mae, siglip};
 use ocellus::train::{self, Outcome, RunDir};
 use ocellus::{Error, Result, eval};
 
@@ -14,12 +15,22 @@ pub const NOTE: &str = "the weights predict normalised patches; each patch's mea
 
 /// Flags of `pretrain mae`.
 #[derive(clap::Args)]
-pub struct Flags {
+pub struct Mae {
     /// Continue the run in this folder with its own configuration; no other flag of the run may be given
     #[arg(long, value_name = "RUN", conflicts_with = "Config")]
     resume: Option<PathBuf>,
     #[command(flatten)]
-    config: Option<Config>,
+    config: Option<mae::Config>,
+}
+
+/// Flags of `pretrain siglip`.
+#[derive(clap::Args)]
+pub struct Siglip {
+    /// Continue the run in this folder with its own configuration; no other flag of the run may be given
+    #[arg(long, value_name = "RUN", conflicts_with = "Config")]
+    resume: Option<PathBuf>,
+    #[command(flatten)]
+    config: Option<siglip::Config>,
 }
 
 /// The configuration of a new run, or that of the run to be continued.
@@ -35,11 +46,46 @@ pub fn resumed<C: Clone>(
     }
 }
 
+/// What is said of a run that Ctrl-C ended.
+fn interrupted(recipe: &str, out: &Path) -> ExitCode {
+    say_err!("stopped and saved; continue with: ocellus pretrain {recipe} --resume {}", out.display());
+    ExitCode::from(130)
+}
+
 /// Trains or resumes.
-pub fn mae(flags: &Flags, machine: &Machine) -> Result<ExitCode> {
+pub fn siglip(flags: &Siglip, machine: &Machine) -> Result<ExitCode> {
     let device = machine.device()?;
     let (mut config, resume) = resumed(&flags.resume, &flags.config, |run| {
-        Ok(Config { out: run.to_path_buf(), ..RunDir::read_config(run)? })
+        Ok(siglip::Config { out: run.to_path_buf(), ..RunDir::read_config(run)? })
+    })?;
+    let dtype = machine.dtype_of_run(&device, config.dtype.as_deref())?;
+    if !resume {
+        config.data = absolute(&config.data)?;
+        config.tokenizer = absolute(&config.tokenizer)?;
+        for path in [&mut config.images, &mut config.zero_shot, &mut config.classes, &mut config.retrieval] {
+            *path = path.as_deref().map(absolute).transpose()?;
+        }
+        config.dtype = Some(dtype.name().into());
+    }
+    let (outcome, task) = train::pretrain_siglip(&config, &device, dtype, resume)?;
+    if outcome == Outcome::Interrupted {
+        return Ok(interrupted("siglip", &config.out));
+    }
+    say!("weights: {}/model.safetensors (Hugging Face)", config.out.display());
+    let number = |p: &ocellus::Param| p.master.item();
+    let (scale, bias) = (number(&task.model.logit_scale)?.exp(), number(&task.model.logit_bias)?);
+    say!(
+        "logits: {scale:.2} times the similarity{}",
+        if config.loss == Loss::Sigmoid { format!(" {bias:+.2}") } else { String::new() }
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Trains or resumes.
+pub fn mae(flags: &Mae, machine: &Machine) -> Result<ExitCode> {
+    let device = machine.device()?;
+    let (mut config, resume) = resumed(&flags.resume, &flags.config, |run| {
+        Ok(mae::Config { out: run.to_path_buf(), ..RunDir::read_config(run)? })
     })?;
     let dtype = machine.dtype_of_run(&device, config.dtype.as_deref())?;
     if !resume {
@@ -50,8 +96,7 @@ pub fn mae(flags: &Flags, machine: &Machine) -> Result<ExitCode> {
     let (outcome, task) = train::pretrain(&config, &device, dtype, resume)?;
     let out = config.out.display();
     if outcome == Outcome::Interrupted {
-        say_err!("stopped and saved; continue with: ocellus pretrain mae --resume {out}");
-        return Ok(ExitCode::from(130));
+        return Ok(interrupted("mae", &config.out));
     }
     say!("weights: {out}/model.safetensors (Hugging Face), {out}/upstream.safetensors (official names)");
     if task.model.norm_pix_loss {

@@ -12,21 +12,21 @@ use ocellus::train::Progress;
 pub struct Flags {
     /// Folder to write
     out: PathBuf,
-    /// Training images
-    #[arg(long, default_value_t = 2000)]
-    train: usize,
-    /// Validation images
-    #[arg(long, default_value_t = 500)]
-    val: usize,
-    /// Image side in pixels
-    #[arg(long, default_value_t = 64)]
-    size: usize,
-    /// Classes, 2 to 12
-    #[arg(long, default_value_t = 8)]
-    classes: usize,
-    /// Largest angle in degrees by which the shape that gives the class is turned
-    #[arg(long, default_value_t = 30)]
-    turn: u32,
+    /// Training images [default: 2000, with --captions 20000]
+    #[arg(long)]
+    train: Option<usize>,
+    /// Validation images [default: 500, with --captions 1000]
+    #[arg(long)]
+    val: Option<usize>,
+    /// Image side in pixels [default: 64, with --captions 32]
+    #[arg(long)]
+    size: Option<usize>,
+    /// Shapes, 2 to 12: the classes of labelled images [default: 8, with --captions 6]
+    #[arg(long)]
+    classes: Option<usize>,
+    /// Largest angle in degrees by which shapes are turned [default: 30, with --captions 12]
+    #[arg(long)]
+    turn: Option<u32>,
     /// One seed, one data set
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -36,21 +36,30 @@ pub struct Flags {
     /// Frames of a clip
     #[arg(long, default_value_t = 16)]
     frames: usize,
+    /// Image-text pairs instead: clear images with several captions each as tar shards, combinations of colour and shape
+    /// held out of training for validation, class folders for zero-shot classification
+    #[arg(long, conflicts_with = "video")]
+    captions: bool,
 }
 
 /// Generates.
 pub fn synth(flags: &Flags) -> Result<()> {
+    let usual = if flags.captions {
+        synth::Config::pairs()
+    } else {
+        synth::Config { train: 2000, val: 500, ..synth::Config::default() }
+    };
     let config = synth::Config {
         seed: flags.seed,
-        train: flags.train,
-        val: flags.val,
-        size: flags.size,
-        classes: flags.classes,
-        turn: flags.turn,
-        frames: flags.video.then_some(flags.frames),
+        train: flags.train.unwrap_or(usual.train),
+        val: flags.val.unwrap_or(usual.val),
+        size: flags.size.unwrap_or(usual.size),
+        classes: flags.classes.unwrap_or(usual.classes),
+        turn: flags.turn.unwrap_or(usual.turn),
+        content: if flags.video { synth::Content::Clips { frames: flags.frames } } else { usual.content },
     };
-    let total = (flags.train + flags.val) as u64;
-    let progress = Mutex::new(Progress::new("synth", total, 0, 1.0, if flags.video { "clips" } else { "images" }));
+    let unit = if flags.video { "clips" } else { "images" };
+    let progress = Mutex::new(Progress::new("synth", config.pictures(), 0, 1.0, unit));
     let report = synth::generate(&config, &flags.out, &|_| {
         if let Ok(mut progress) = progress.lock() {
             progress.step("");

@@ -47,7 +47,7 @@ fn captions(flags: &Flags) -> Result<Vec<String>> {
     if flags.captions.extension().is_some_and(|e| e.eq_ignore_ascii_case("txt")) {
         return read_lines(&flags.captions);
     }
-    let options = pairs::Options { caption: flags.caption_key.clone(), image: None, strict: flags.strict };
+    let options = pairs::Options { caption: flags.caption_key.clone(), strict: flags.strict, ..Default::default() };
     let pairs = Pairs::open(&flags.captions, &options)?;
     let (mut captions, mut skipped) = (Vec::new(), pairs.skipped().count);
     let unreadable = |e: &Error| !flags.strict && matches!(e, Error::Dataset { .. } | Error::Io { .. });

@@ -104,6 +104,11 @@ impl Image {
         Self::new(width, height, data)
     }
 
+    /// Bytes of a PNG file.
+    pub fn to_png(&self) -> Result<Vec<u8>> {
+        encode(Path::new("png"), &self.data, self.width, self.height, image::ExtendedColorType::Rgb8)
+    }
+
     /// Writes a PNG file.
     pub fn save_png(&self, path: impl AsRef<Path>) -> Result<()> {
         save(path.as_ref(), &self.data, self.width, self.height, image::ExtendedColorType::Rgb8)
@@ -125,14 +130,19 @@ pub fn save_gray_png(path: impl AsRef<Path>, pixels: &[u8], width: usize, height
 }
 
 fn save(path: &Path, data: &[u8], width: usize, height: usize, colour: image::ExtendedColorType) -> Result<()> {
+    std::fs::write(path, encode(path, data, width, height, colour)?).map_err(Error::io(path))
+}
+
+/// Bytes of a PNG file; `name` is used in errors only.
+fn encode(name: &Path, data: &[u8], width: usize, height: usize, colour: image::ExtendedColorType) -> Result<Vec<u8>> {
     let side =
         |given: usize| u32::try_from(given).map_err(|_| Error::value("save_png", "width, height", given, "below 2^32"));
     let (width, height) = (side(width)?, side(height)?);
     let mut bytes = Vec::new();
     let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
     image::ImageEncoder::write_image(encoder, data, width, height, colour)
-        .map_err(|e| Error::Image { path: path.to_path_buf(), cause: e.to_string() })?;
-    std::fs::write(path, bytes).map_err(Error::io(path))
+        .map_err(|e| Error::Image { path: name.to_path_buf(), cause: e.to_string() })?;
+    Ok(bytes)
 }
 
 fn byte_len(width: usize, height: usize) -> Option<usize> {

@@ -13,6 +13,7 @@ mod fixtures;
 pub mod folder;
 pub mod image;
 pub mod label_map;
+pub mod lettering;
 pub mod loader;
 pub mod masks;
 pub mod mixup;

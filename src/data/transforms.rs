@@ -4,7 +4,7 @@
 //! patches.
 
 use super::augment::{CropParams, CropRange, Normalise, evaluation_crop};
-use super::image::Image;
+use super::image::{Image, Rect};
 use super::rand_augment::RandAugment;
 use super::random_erase::{RandomErase, erase};
 use super::resize::{Filter, resize};
@@ -54,14 +54,31 @@ pub fn squash(
     size: [usize; 2],
     interpolation: Interpolation,
 ) -> Result<impl Fn(&Image, &mut Stream) -> Result<Vec<u8>> + Clone> {
-    let [height, width] = check_size("squash", size)?;
-    Ok(move |image: &Image, _: &mut Stream| {
-        let image = match interpolation {
-            Interpolation::Bicubic => resize(image, image.rect(), width, height, Filter::Bicubic)?,
-            Interpolation::Bilinear => tf_resize::bilinear(image, width, height)?,
-        };
-        Ok(image.to_planes())
-    })
+    check_size("squash", size)?;
+    Ok(move |image: &Image, _: &mut Stream| Ok(interpolation.apply(image, size)?.to_planes()))
+}
+
+/// Zero-shot classification as big_vision has it for ImageNet: the whole image in sides of `trunc(side / 0.875)`, whatever its
+/// aspect ratio, then the middle of the size asked for (offsets rounded down). Draws nothing. Source: big_vision at 0127fb6,
+/// `configs/proj/image_text/common.py`.
+pub fn squash_centre(
+    size: [usize; 2],
+    interpolation: Interpolation,
+) -> Result<impl Fn(&Image, &mut Stream) -> Result<Vec<u8>> + Clone> {
+    let [height, width] = check_size("squash_centre", size)?;
+    let large = size.map(|side| (side as f64 / 0.875) as usize);
+    let middle = Rect { left: (large[1] - width) / 2, top: (large[0] - height) / 2, width, height };
+    Ok(move |image: &Image, _: &mut Stream| Ok(interpolation.apply(image, large)?.crop(middle)?.to_planes()))
+}
+
+impl Interpolation {
+    /// The whole image in `[height, width]`.
+    pub fn apply(self, image: &Image, [height, width]: [usize; 2]) -> Result<Image> {
+        match self {
+            Self::Bicubic => resize(image, image.rect(), width, height, Filter::Bicubic),
+            Self::Bilinear => tf_resize::bilinear(image, width, height),
+        }
+    }
 }
 
 /// Settings of supervised training beside size and crop.
@@ -136,6 +153,17 @@ mod tests {
         assert_eq!(bicubic, resize(&image, image.rect(), 16, 24, Filter::Bicubic).unwrap().to_planes());
         assert_eq!(bilinear, tf_resize::bilinear(&image, 16, 24).unwrap().to_planes());
         assert!(bicubic != bilinear && stream.position() == 0);
+    }
+
+    #[test]
+    fn the_middle_of_the_squashed_image() {
+        let image = noise(50, 37);
+        let mut stream = Stream::new(1, Purpose::AUGMENT, 0, 0);
+        // trunc(24 / 0.875) = 27 and trunc(16 / 0.875) = 18: rounded down, 1 above and 1 at the left.
+        let whole = Interpolation::Bicubic.apply(&image, [27, 18]).unwrap();
+        let middle = whole.crop(Rect { left: 1, top: 1, width: 16, height: 24 }).unwrap();
+        let given = squash_centre([24, 16], Interpolation::Bicubic).unwrap()(&image, &mut stream).unwrap();
+        assert!(given == middle.to_planes() && stream.position() == 0);
     }
 
     #[test]

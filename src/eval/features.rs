@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::checkpoint::{StateDict, npy, safetensors};
 use crate::data::loader::Options;
-use crate::data::{Folder, Loader, Source, transforms};
+use crate::data::{Folder, Image, Loader, Source, Stream, transforms};
 use crate::recipes::mae::{Classifier, imagenet_norm};
 use crate::{Device, Error, Result, Tape, Tensor, Var};
 
@@ -51,62 +51,95 @@ pub fn extract(
     folder: Arc<Folder>,
     batch: usize,
     kind: Kind,
-    mut each: impl FnMut(usize),
+    each: impl FnMut(usize),
 ) -> Result<Features> {
     let trunk = &model.trunk.config;
-    let device = model.norm.weight.master.device().clone();
-    let norm = imagenet_norm(&device)?;
-    let mut loader = Loader::new(folder.clone(), transforms::evaluate(trunk.image)?, Options::evaluation(batch))?;
-    let (mut values, mut labels, mut files) = (Vec::new(), Vec::new(), Vec::new());
+    let norm = imagenet_norm(model.norm.weight.master.device())?;
+    let forward = |images: Tensor| {
+        let images = Var::constant(images);
+        match kind {
+            Kind::Pooled => Ok(model.features(&Tape::no_grad(), &images, Some(&norm), &[])?.value().clone()),
+            Kind::Tokens => model.tokens(&images, Some(&norm)),
+        }
+    };
+    let row = match kind {
+        Kind::Pooled => vec![trunk.dim],
+        Kind::Tokens => vec![trunk.patches()? + 1, trunk.dim],
+    };
+    let root = folder.root().to_path_buf();
+    let device = norm.device();
+    Ok(collect(folder, &root, transforms::evaluate(trunk.image)?, batch, device, trunk.image, &row, forward, each)?.0)
+}
+
+/// What `forward` makes of the images of a data set, and the number of each row's image. `transform` gives planes of `size`
+/// (height, width) as `forward` gets them, `[B, 3, H, W]`; it makes one `row` of values of each image. `root` is taken off the
+/// names of files. `each` is called with the number of images done.
+pub(super) fn collect(
+    source: Arc<dyn Source>,
+    root: &Path,
+    transform: impl Fn(&Image, &mut Stream) -> Result<Vec<u8>> + Send + Sync + 'static,
+    batch: usize,
+    device: &Device,
+    size: [usize; 2],
+    row: &[usize],
+    forward: impl Fn(Tensor) -> Result<Tensor>,
+    mut each: impl FnMut(usize),
+) -> Result<(Features, Vec<usize>)> {
+    let mut loader = Loader::new(source.clone(), transform, Options::evaluation(batch))?;
+    let (mut values, mut labels, mut indices) = (Vec::new(), Vec::new(), Vec::new());
     for next in &mut loader {
         let next = next?;
         let count = next.labels.len();
         if count == 0 {
             continue; // every image of the batch was unreadable
         }
-        let images = Var::constant(Tensor::from_slice(&next.images, trunk.images(count), &device)?);
-        let y = match kind {
-            Kind::Pooled => model.features(&Tape::no_grad(), &images, Some(&norm), &[])?.value().clone(),
-            Kind::Tokens => model.tokens(&images, Some(&norm))?,
-        };
-        values.extend(y.to_f64()?.into_iter().map(|x| x as f32));
+        let images = Tensor::from_slice(&next.images, [count, 3, size[0], size[1]], device)?;
+        values.extend(forward(images)?.to_f64()?.into_iter().map(|x| x as f32));
         labels.extend(&next.labels);
-        let name = |&i: &u32| {
-            folder
-                .name(i as usize)
-                .strip_prefix(folder.root())
-                .map_or_else(|_| folder.name(i as usize).display().to_string(), |p| p.display().to_string())
-        };
-        files.extend(next.indices.iter().map(name));
+        indices.extend(next.indices.iter().map(|&i| i as usize));
         each(labels.len());
     }
     let skipped: Vec<String> =
         loader.failures().into_iter().map(|(path, cause)| format!("{}: {cause}", path.display())).collect();
     if labels.is_empty() {
-        return Err(Error::Dataset { path: folder.root().into(), cause: "no readable image".into() });
+        return Err(Error::Dataset { path: root.into(), cause: "no readable image".into() });
     }
-    let shape = match kind {
-        Kind::Pooled => vec![labels.len(), trunk.dim],
-        Kind::Tokens => vec![labels.len(), trunk.patches()? + 1, trunk.dim],
+    let name = |&i: &usize| {
+        let name = source.name(i);
+        name.strip_prefix(root).unwrap_or(&name).display().to_string()
     };
-    Ok(Features { values: Tensor::from_slice(&values, shape, &Device::Cpu)?, labels, files, skipped })
+    let files = indices.iter().map(name).collect();
+    let values = Tensor::from_slice(&values, [&[labels.len()], row].concat(), &Device::Cpu)?;
+    Ok((Features { values, labels, files, skipped }, indices))
 }
 
 /// Writes `features.safetensors` (features, labels `[N]`, and as metadata `files`, a JSON list), or `features.npy` and
 /// `labels.npy`, and `files.txt` with one line for each row.
 pub fn write(features: &Features, folder: &Path, as_npy: bool) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let labels = Tensor::from_slice(&features.labels, [features.labels.len()], &Device::Cpu)?;
+    store(folder, &[("features", &features.values), ("labels", &labels)], "files", &features.files, as_npy)
+}
+
+/// Writes embeddings of texts `[N, d]` in the same way, without labels; the texts, one a line, are `texts.txt`.
+pub fn write_texts(values: &Tensor, texts: &[String], folder: &Path, as_npy: bool) -> Result<()> {
+    store(folder, &[("features", values)], "texts", texts, as_npy)
+}
+
+/// Tensors, and the name of each row.
+fn store(folder: &Path, tensors: &[(&str, &Tensor)], what: &str, names: &[String], as_npy: bool) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     if as_npy {
-        npy::write(folder.join("features.npy"), &features.values)?;
-        npy::write(folder.join("labels.npy"), &labels)?;
+        for (name, tensor) in tensors {
+            npy::write(folder.join(format!("{name}.npy")), tensor)?;
+        }
     } else {
         let mut dict = StateDict::new();
-        dict.insert("features", features.values.clone())?;
-        dict.insert("labels", labels)?;
-        dict.metadata.insert("files".into(), serde_json::json!(features.files).to_string());
+        for (name, tensor) in tensors {
+            dict.insert(*name, (*tensor).clone())?;
+        }
+        dict.metadata.insert(what.into(), serde_json::json!(names).to_string());
         safetensors::write(folder.join("features.safetensors"), &dict)?;
     }
-    let list = folder.join("files.txt");
-    std::fs::write(&list, features.files.join("\n") + "\n").map_err(Error::io(&list))
+    let list = folder.join(format!("{what}.txt"));
+    std::fs::write(&list, names.join("\n") + "\n").map_err(Error::io(&list))
 }

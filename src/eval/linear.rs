@@ -10,7 +10,7 @@ use crate::nn::{Builder, Module};
 use crate::ops::cross_entropy::{Targets, cross_entropy};
 use crate::ops::{adamw, lars};
 use crate::optim::schedule::{Cosine, scaled_lr};
-use crate::optim::{AdamW, Lars, Rules, StepStats};
+use crate::optim::{AdamW, Lars, Optimizer as _, Rules, StepStats};
 use crate::recipes::mae::config::{check_positive, check_ranges};
 use crate::recipes::mae::finetune::classes_of;
 use crate::recipes::mae::probe::ProbeHead;

@@ -64,15 +64,24 @@ impl Prompts {
     }
 }
 
-/// Templates for photographs in general, `{}` for the class name.
-pub const TEMPLATES: [&str; 7] = [
+/// Templates for pictures of things in general, `{}` for the class name.
+pub const TEMPLATES: [&str; 16] = [
     "{}",
     "a photo of a {}",
     "a photo of the {}",
     "a close-up photo of a {}",
     "a blurry photo of a {}",
+    "a dark photo of the {}",
+    "a bright photo of a {}",
+    "a black and white photo of the {}",
+    "a photo of one {} among other things",
+    "a photo of many {}",
+    "a {} seen from far away",
+    "part of a {}",
     "a drawing of a {}",
-    "a picture of a small {}",
+    "a painting of the {}",
+    "a toy {}",
+    "this is a {}",
 ];
 
 /// The weight of each class, `[classes, d]` in f32 on the CPU, from the prompts' embeddings `[P, d]` (of any length) and
@@ -231,7 +240,7 @@ mod tests {
     #[test]
     fn what_is_unusable_is_named() {
         let text = |e: Error| e.to_string();
-        assert!(text(Prompts::new(&[""; 0], &TEMPLATES).unwrap_err()).contains("0 names, 7 templates"));
+        assert!(text(Prompts::new(&[""; 0], &TEMPLATES).unwrap_err()).contains("0 names, 16 templates"));
         assert!(text(Prompts::new(&["a"], &["a photo"]).unwrap_err()).contains("`a photo`"));
         assert!(text(Prompts::new(&["..."], &TEMPLATES).unwrap_err()).contains("`...`"));
         let x = rows(&[[1.0, 0.0]]);

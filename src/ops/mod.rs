@@ -1,6 +1,7 @@
 //! The operations. One folder each: equation and gradient in `mod.rs`, plain loops in `reference.rs`, grid in
 //! `launch.rs`, shapes in `case.rs`, tests in `tests.rs`, the kernel in `kernels/<op>.cu`.
 
+pub mod adafactor;
 pub mod adamw;
 pub mod add;
 pub mod add_layer_norm;
@@ -23,11 +24,13 @@ pub mod lars;
 pub mod layer_norm;
 pub mod layer_scale;
 pub mod linear;
+pub mod lion;
 pub mod masked_gather;
 pub mod masked_mse;
 pub mod masked_scatter;
 pub mod mean_pool;
 pub mod multi_tensor;
+mod pairs;
 pub mod patchify;
 mod pixels;
 pub mod prototype_cross_entropy;
@@ -38,6 +41,7 @@ pub mod sigmoid_pair_loss;
 pub mod sinkhorn_knopp;
 pub mod softmax;
 pub mod softmax_centering;
+pub mod softmax_pair_loss;
 pub mod swiglu;
 pub mod teacher;
 mod tiles;
@@ -50,6 +54,7 @@ pub use teacher::Teacher;
 /// The cases of every operation at the recipes' real shapes: what the parity suite and the benches run.
 pub fn cases() -> Vec<Case> {
     [
+        adafactor::cases(),
         adamw::cases(),
         add::cases(),
         add_layer_norm::cases(),
@@ -69,6 +74,7 @@ pub fn cases() -> Vec<Case> {
         layer_norm::cases(),
         layer_scale::cases(),
         linear::cases(),
+        lion::cases(),
         masked_gather::cases(),
         masked_mse::cases(),
         masked_scatter::cases(),
@@ -81,6 +87,7 @@ pub fn cases() -> Vec<Case> {
         sinkhorn_knopp::cases(),
         softmax::cases(),
         softmax_centering::cases(),
+        softmax_pair_loss::cases(),
         swiglu::cases(),
         weight_norm::cases(),
     ]

@@ -1,7 +1,7 @@
 //! AdamW over the parameters of a model.
 
-use super::Rules;
 use super::state::{Named, Norm, StepStats, gradients, load, save_step, trainable};
+use super::{Optimizer, Rules};
 use crate::ops::adamw::{Hyper, Item, Step, adamw, scalars};
 use crate::ops::multi_tensor::{Scalars, Workspace};
 use crate::{Grads, Param, Result, Tensor};
@@ -40,22 +40,10 @@ impl AdamW {
     pub fn steps(&self) -> u64 {
         self.steps
     }
+}
 
-    /// One step with the learning rate `lr`, gradients clipped to the global norm `clip` if given. Updates masters and
-    /// compute copies of the trainable parameters; `grads` stay, [`clear`](Grads::clear) them before the next step.
-    ///
-    /// # Errors
-    /// [`Error::MissingGradients`](crate::Error::MissingGradients) with the names, and
-    /// [`Error::NonFinite`](crate::Error::NonFinite) with the first tensor whose gradient is not finite; no weight, no
-    /// moment and no count has changed then.
-    pub fn step(&mut self, params: &mut [&mut Param], grads: &Grads, lr: f64, clip: Option<f64>) -> Result<StepStats> {
-        self.prepare(params, lr)?;
-        self.launch(params, grads, clip)?;
-        self.finish(params, grads)
-    }
-
-    /// The part of a step before its launches: moments, and the numbers of this step on the device.
-    pub(crate) fn prepare(&mut self, params: &mut [&mut Param], lr: f64) -> Result<()> {
+impl Optimizer for AdamW {
+    fn prepare(&mut self, params: &mut [&mut Param], lr: f64) -> Result<()> {
         let params = trainable(params)?;
         self.exp_avg.prepare(OP, KINDS[0], &params, self.steps)?;
         self.exp_avg_sq.prepare(OP, KINDS[1], &params, self.steps)?;
@@ -65,8 +53,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// The launches of a step that is [prepared](Self::prepare): they can be recorded and run again.
-    pub(crate) fn launch(&mut self, params: &mut [&mut Param], grads: &Grads, clip: Option<f64>) -> Result<()> {
+    fn launch(&mut self, params: &mut [&mut Param], grads: &Grads, clip: Option<f64>) -> Result<()> {
         let mut params = trainable(params)?;
         let gradients = gradients(&params, grads)?;
         let Some(first) = params.first() else { return Ok(()) };
@@ -84,30 +71,17 @@ impl AdamW {
         adamw(&mut items, self.hyper, self.scalars.get(OP)?, Some(norm), &mut self.work)
     }
 
-    /// Reads what the launches found. The device has checked the norm itself, so it is read only now that the update is
-    /// under way.
-    pub(crate) fn finish(&mut self, params: &mut [&mut Param], grads: &Grads) -> Result<StepStats> {
-        let params = trainable(params)?;
-        if params.is_empty() {
-            return Ok(StepStats { grad_norm: 0.0, clip_factor: 1.0 });
-        }
-        let stats = self.norm.read(self.steps + 1, &params, &gradients(&params, grads)?)?;
-        self.steps += 1;
-        Ok(stats)
+    fn finish(&mut self, params: &mut [&mut Param], grads: &Grads) -> Result<StepStats> {
+        self.norm.finish(&mut self.steps, params, grads)
     }
 
     /// The state as named tensors: `exp_avg.<name>`, `exp_avg_sq.<name>` and `step`.
-    pub fn state(&self) -> Result<Vec<(String, Tensor)>> {
+    fn state(&self) -> Result<Vec<(String, Tensor)>> {
         let moments = self.exp_avg.save(KINDS[0]).chain(self.exp_avg_sq.save(KINDS[1]));
         Ok(moments.chain([save_step(self.steps)?]).collect())
     }
 
-    /// Takes over a state that [`state`](Self::state) gave. Names and shapes are compared with the parameters in the next
-    /// step.
-    ///
-    /// # Errors
-    /// When it is not the state of an AdamW: unknown names, moments without their partner, no step count.
-    pub fn load_state(&mut self, state: impl IntoIterator<Item = (String, Tensor)>) -> Result<()> {
+    fn load_state(&mut self, state: Vec<(String, Tensor)>) -> Result<()> {
         let ([exp_avg, exp_avg_sq], steps) = load(OP, KINDS, state)?;
         (self.exp_avg, self.exp_avg_sq, self.steps) = (exp_avg, exp_avg_sq, steps);
         Ok(())

@@ -31,28 +31,42 @@ pub struct Rules {
     pub no_decay: Vec<&'static str>,
     /// Learning rate by layer; `None` for one rate.
     pub layers: Option<LayerDecay>,
+    /// Parts of the model, by the beginning of their names, with a rate (times the layer's) and a decay of their own.
+    pub parts: Vec<(&'static str, Group)>,
 }
 
 impl Rules {
     /// Pre-training: biases and tensors of one axis do not decay; class and mask tokens do.
     pub fn pretraining(weight_decay: f64) -> Self {
-        Self { weight_decay, no_decay: vec!["*.bias"], layers: None }
+        Self { weight_decay, no_decay: vec!["*.bias"], layers: None, parts: vec![] }
     }
 
     /// Fine-tuning: tokens and position table do not decay either, and layer `i` of `depth + 1` learns at
     /// `decay^(depth + 1 - i)` of the rate of the head.
     pub fn finetuning(weight_decay: f64, layer_decay: f64, depth: usize) -> Self {
         let layers = Some(LayerDecay { decay: layer_decay, depth });
-        Self { weight_decay, no_decay: vec!["*.bias", "cls_token", "pos_embed"], layers }
+        Self { weight_decay, no_decay: vec!["*.bias", "cls_token", "pos_embed"], layers, parts: vec![] }
+    }
+
+    /// Image-text pre-training as big_vision has it: kernels alone decay, embeddings, positions and the probe do not. The image
+    /// tower has a factor of the learning rate and a decay of its own.
+    pub fn image_text(weight_decay: f64, image_lr_scale: f64, image_weight_decay: f64) -> Self {
+        let image = Group { lr_scale: image_lr_scale, weight_decay: image_weight_decay };
+        Self {
+            weight_decay,
+            no_decay: vec!["*.bias", "*token_embedding.weight", "*position_embedding.weight", "*.probe"],
+            layers: None,
+            parts: vec![("vision_model.", image), ("visual_projection.", image)],
+        }
     }
 
     /// Factors of a parameter.
     pub fn group(&self, name: &str, shape: &[usize]) -> Group {
         let exempt = shape.len() <= 1 || self.no_decay.iter().any(|pattern| matches(pattern, name));
-        Group {
-            lr_scale: self.layers.map_or(1.0, |l| l.decay.powi((l.depth + 1 - layer_of(name, l.depth)) as i32)),
-            weight_decay: if exempt { 0.0 } else { self.weight_decay },
-        }
+        let usual = Group { lr_scale: 1.0, weight_decay: self.weight_decay };
+        let part = self.parts.iter().find(|(start, _)| name.starts_with(start)).map_or(usual, |(_, group)| *group);
+        let layer = self.layers.map_or(1.0, |l| l.decay.powi((l.depth + 1 - layer_of(name, l.depth)) as i32));
+        Group { lr_scale: part.lr_scale * layer, weight_decay: if exempt { 0.0 } else { part.weight_decay } }
     }
 }
 

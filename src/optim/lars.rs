@@ -1,7 +1,7 @@
 //! LARS, or gradient descent with momentum, over the parameters of a model.
 
-use super::Rules;
 use super::state::{Named, Norm, StepStats, gradients, load, save_step, trainable};
+use super::{Optimizer, Rules};
 use crate::ops::lars::{Hyper, Item, lars};
 use crate::ops::multi_tensor::{Scalars, Workspace};
 use crate::{Grads, Param, Result, Tensor};
@@ -31,22 +31,23 @@ impl Lars {
     pub fn steps(&self) -> u64 {
         self.steps
     }
+}
 
-    /// One step with the learning rate `lr`, gradients clipped to the global norm `clip` if given. Updates masters and
-    /// compute copies of the trainable parameters; `grads` stay, [`clear`](Grads::clear) them before the next step.
-    ///
-    /// # Errors
-    /// [`Error::MissingGradients`](crate::Error::MissingGradients) with the names, and
-    /// [`Error::NonFinite`](crate::Error::NonFinite) with the first tensor whose gradient is not finite; no weight, no
-    /// momentum and no count has changed then.
-    pub fn step(&mut self, params: &mut [&mut Param], grads: &Grads, lr: f64, clip: Option<f64>) -> Result<StepStats> {
+impl Optimizer for Lars {
+    fn prepare(&mut self, params: &mut [&mut Param], lr: f64) -> Result<()> {
+        let params = trainable(params)?;
+        self.mu.prepare(OP, KINDS[0], &params, self.steps)?;
+        let Some(first) = params.first() else { return Ok(()) };
+        self.lr.set(&[lr], first.master.dtype(), first.master.device())?;
+        Ok(())
+    }
+
+    fn launch(&mut self, params: &mut [&mut Param], grads: &Grads, clip: Option<f64>) -> Result<()> {
         let mut params = trainable(params)?;
         let gradients = gradients(&params, grads)?;
-        self.mu.prepare(OP, KINDS[0], &params, self.steps)?;
-        let Some(first) = params.first() else { return Ok(StepStats { grad_norm: 0.0, clip_factor: 1.0 }) };
+        let Some(first) = params.first() else { return Ok(()) };
         let (dtype, device) = (first.master.dtype(), first.master.device().clone());
         let norm = self.norm.launch(&gradients, clip, dtype, &device)?;
-        let lr = self.lr.set(&[lr], dtype, &device)?;
         let mut items = Vec::with_capacity(params.len());
         for ((p, g), mu) in params.iter_mut().zip(&gradients).zip(self.mu.by_name()) {
             let group = self.rules.group(p.name(), p.master.shape());
@@ -54,24 +55,19 @@ impl Lars {
             let (lr_scale, weight_decay) = (group.lr_scale, group.weight_decay);
             items.push(Item { w, mu, g, compute: compute.as_mut(), lr_scale, weight_decay });
         }
-        lars(&mut items, self.hyper, lr, Some(norm), &mut self.work)?;
-        // The device has checked the norm itself, so it is read only now that the update is under way.
-        let stats = self.norm.read(self.steps + 1, &params, &gradients)?;
-        self.steps += 1;
-        Ok(stats)
+        lars(&mut items, self.hyper, self.lr.get(OP)?, Some(norm), &mut self.work)
+    }
+
+    fn finish(&mut self, params: &mut [&mut Param], grads: &Grads) -> Result<StepStats> {
+        self.norm.finish(&mut self.steps, params, grads)
     }
 
     /// The state as named tensors: `mu.<name>` and `step`.
-    pub fn state(&self) -> Result<Vec<(String, Tensor)>> {
+    fn state(&self) -> Result<Vec<(String, Tensor)>> {
         Ok(self.mu.save(KINDS[0]).chain([save_step(self.steps)?]).collect())
     }
 
-    /// Takes over a state that [`state`](Self::state) gave. Names and shapes are compared with the parameters in the next
-    /// step.
-    ///
-    /// # Errors
-    /// When it is not the state of a LARS: unknown names, no step count.
-    pub fn load_state(&mut self, state: impl IntoIterator<Item = (String, Tensor)>) -> Result<()> {
+    fn load_state(&mut self, state: Vec<(String, Tensor)>) -> Result<()> {
         let ([mu], steps) = load(OP, KINDS, state)?;
         (self.mu, self.steps) = (mu, steps);
         Ok(())

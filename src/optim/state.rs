@@ -43,9 +43,20 @@ impl Norm {
         Ok(self.out.insert(out))
     }
 
+    /// Ends a step. The device has checked the norm itself, so it is read only now that the update is under way.
+    pub fn finish(&self, steps: &mut u64, params: &mut [&mut Param], grads: &Grads) -> Result<StepStats> {
+        let params = trainable(params)?;
+        if params.is_empty() {
+            return Ok(StepStats { grad_norm: 0.0, clip_factor: 1.0 });
+        }
+        let stats = self.read(*steps + 1, &params, &gradients(&params, grads)?)?;
+        *steps += 1;
+        Ok(stats)
+    }
+
     /// Waits for the values. A norm that is not finite is an error that names the tensor at fault; kernels that were
     /// given the tensor of [`launch`](Self::launch) have changed nothing then.
-    pub fn read(&self, step: u64, params: &[&mut Param], grads: &[&Tensor]) -> Result<StepStats> {
+    fn read(&self, step: u64, params: &[&mut Param], grads: &[&Tensor]) -> Result<StepStats> {
         let values = self.out.as_ref().map_or_else(|| Ok(vec![0.0, 1.0]), Tensor::to_f64)?;
         if values[0].is_finite() {
             return Ok(StepStats { grad_norm: values[0], clip_factor: values[1] });
@@ -73,6 +84,18 @@ pub(super) struct Named {
 impl Named {
     /// Makes the names those of `params`: zeros before the first step, afterwards (`steps` > 0) they have to be there.
     pub fn prepare(&mut self, op: &'static str, kind: &'static str, params: &[&mut Param], steps: u64) -> Result<()> {
+        self.prepare_shaped(op, kind, params, steps, |p| p.master.shape().clone())
+    }
+
+    /// The same for tensors of other shapes than the parameters'.
+    pub fn prepare_shaped(
+        &mut self,
+        op: &'static str,
+        kind: &'static str,
+        params: &[&mut Param],
+        steps: u64,
+        shape: impl Fn(&Param) -> Shape,
+    ) -> Result<()> {
         let names: BTreeSet<&str> = params.iter().map(|p| p.name()).collect();
         if names.len() != params.len() {
             let twice = params.iter().map(|p| p.name()).find(|n| params.iter().filter(|p| p.name() == *n).count() > 1);
@@ -87,16 +110,16 @@ impl Named {
             ));
         }
         for p in params {
-            let (shape, dtype, device) = (p.master.shape(), p.master.dtype(), p.master.device());
+            let (shape, dtype, device) = (shape(p), p.master.dtype(), p.master.device());
             match self.tensors.get_mut(p.name()) {
                 None if steps == 0 => {
-                    self.tensors.insert(p.name().into(), Tensor::zeros(shape.clone(), dtype, device)?);
+                    self.tensors.insert(p.name().into(), Tensor::zeros(shape, dtype, device)?);
                 }
                 None => {
                     let given = format!("{steps} steps without `{kind}.{}`", p.name());
                     return Err(Error::value(op, "state", given, "one for every trainable parameter"));
                 }
-                Some(held) if held.shape() != shape => {
+                Some(held) if *held.shape() != shape => {
                     return Err(Error::shape(op, format!("{kind}.{}", p.name()), held.shape(), format!("{shape}")));
                 }
                 Some(held) => {

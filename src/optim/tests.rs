@@ -2,10 +2,11 @@ use proptest::prelude::*;
 
 use super::groups::layer_of;
 use super::schedule::{Cosine, cosine_with_warmup, scaled_lr};
-use super::{AdamW, Group, Lars, Rules};
-use crate::ops::{adamw, lars};
+use super::{Adafactor, AdamW, Group, Lars, Lion, Optimizer, Rules};
+use crate::ops::adafactor::{self, View};
+use crate::ops::{adamw, lars, lion};
 use crate::testing::{devices, ulp};
-use crate::{DType, Device, Error, Grads, Param, Result, Tape, Tensor};
+use crate::{DType, Device, Error, Grads, Param, Tape, Tensor};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
@@ -72,6 +73,28 @@ fn tokens_decay_in_pretraining_only() {
         assert_eq!(decay(&fine, name, shape), in_finetuning, "{name}");
     }
     assert_eq!(pre.group("blocks.0.norm1.weight", &[8]), Group { lr_scale: 1.0, weight_decay: 0.0 });
+}
+
+#[test]
+fn kernels_of_image_text_models_decay_and_towers_differ() {
+    let rules = Rules::image_text(0.1, 0.25, 0.0);
+    let group = |name: &str, shape: &[usize]| {
+        let Group { lr_scale, weight_decay } = rules.group(name, shape);
+        (lr_scale, weight_decay)
+    };
+    assert_eq!(group("text_model.encoder.layers.0.self_attn.qkv_proj.weight", &[24, 8]), (1.0, 0.1));
+    assert_eq!(group("text_model.head.weight", &[8, 8]), (1.0, 0.1));
+    for name in ["embeddings.token_embedding.weight", "embeddings.position_embedding.weight"] {
+        assert_eq!(group(&format!("text_model.{name}"), &[5, 8]), (1.0, 0.0), "{name}");
+    }
+    assert_eq!(group("vision_model.head.mlp.fc1.weight", &[8, 8]), (0.25, 0.0));
+    assert_eq!(group("logit_scale", &[1]), (1.0, 0.0));
+    let plain = Rules::image_text(0.1, 1.0, 0.1);
+    let decay = |name: &str, shape: &[usize]| plain.group(name, shape).weight_decay;
+    assert_eq!(decay("vision_model.embeddings.patch_embedding.weight", &[8, 3, 4, 4]), 0.1);
+    assert_eq!(decay("vision_model.embeddings.position_embedding.weight", &[4, 8]), 0.0);
+    assert_eq!(decay("vision_model.head.probe", &[1, 1, 8]), 0.0);
+    assert_eq!(decay("vision_model.post_layernorm.weight", &[8]), 0.0);
 }
 
 #[test]
@@ -143,36 +166,22 @@ fn lars() -> Lars {
     Lars::new(lars::Hyper { momentum: 0.9, trust: Some(0.001) }, Rules::pretraining(0.05))
 }
 
-/// Steps, state and clipping are the same for both optimizers.
-trait Steps {
-    fn go(&mut self, params: &mut [Param], grads: &Grads, lr: f64, clip: Option<f64>) -> Result<super::StepStats>;
-    fn save(&self) -> Vec<(String, Tensor)>;
-    fn restore(&mut self, state: Vec<(String, Tensor)>) -> Result<()>;
+fn lion() -> Lion {
+    Lion::new(lion::Hyper { beta1: 0.9, beta2: 0.99 }, Rules::pretraining(0.05))
 }
 
-macro_rules! steps {
-    ($t:ty) => {
-        impl Steps for $t {
-            fn go(&mut self, p: &mut [Param], g: &Grads, lr: f64, clip: Option<f64>) -> Result<super::StepStats> {
-                self.step(&mut refs(p), g, lr, clip)
-            }
-            fn save(&self) -> Vec<(String, Tensor)> {
-                self.state().unwrap()
-            }
-            fn restore(&mut self, state: Vec<(String, Tensor)>) -> Result<()> {
-                self.load_state(state)
-            }
-        }
-    };
+/// Factors the one matrix. Its momentum is not rounded: what is a digit of f32 apart would be one of bf16 apart.
+fn adafactor() -> Adafactor {
+    let hyper = adafactor::Hyper { round: false, ..adafactor::Hyper::scaling_vit() };
+    let views = |name: &str, shape: &[usize]| (name == "head.weight").then(|| View::matrix(shape[0], shape[1]));
+    Adafactor::new(hyper, Rules::pretraining(0.05), Box::new(views))
 }
+
 /// Step `t` with unedited gradients.
-fn advance(optimizer: &mut dyn Steps, params: &mut [Param], t: u64, clip: Option<f64>) {
+fn advance(optimizer: &mut dyn Optimizer, params: &mut [Param], t: u64, clip: Option<f64>) {
     let grads = gradients(params, t, keep);
-    optimizer.go(params, &grads, 0.01, clip).unwrap();
+    optimizer.step(&mut refs(params), &grads, 0.01, clip).unwrap();
 }
-
-steps!(AdamW);
-steps!(Lars);
 
 #[test]
 fn adamw_follows_the_equations_by_group() {
@@ -201,14 +210,14 @@ fn adamw_follows_the_equations_by_group() {
     assert_eq!(optimizer.steps(), 3);
 }
 
-fn first_step_with_rate_zero(optimizer: &mut dyn Steps) {
+fn first_step_with_rate_zero(optimizer: &mut dyn Optimizer) {
     let mut params = model(&Device::Cpu, DType::BF16);
     let before = values(&params);
     let grads = gradients(&params, 1, keep);
-    optimizer.go(&mut params, &grads, 0.0, None).unwrap();
+    optimizer.step(&mut refs(&mut params), &grads, 0.0, None).unwrap();
     assert_eq!(values(&params), before);
     let moved = |(name, t): &(String, Tensor)| name == "step" || t.to_f64().unwrap().iter().all(|x| *x != 0.0);
-    assert!(optimizer.save().iter().all(moved));
+    assert!(optimizer.state().unwrap().iter().all(moved));
 }
 
 #[test]
@@ -217,7 +226,7 @@ fn the_first_step_of_a_warmup_moves_moments_only() {
     first_step_with_rate_zero(&mut lars());
 }
 
-fn resumes(mut one: impl Steps, mut two: impl Steps) {
+fn resumes(mut one: impl Optimizer, mut two: impl Optimizer) {
     let (mut params, mut names) = (model(&Device::Cpu, DType::BF16), vec![]);
     for t in 1..=2 {
         advance(&mut one, &mut params, t, Some(0.5));
@@ -226,8 +235,8 @@ fn resumes(mut one: impl Steps, mut two: impl Steps) {
     for (to, from) in copy.iter_mut().zip(&params) {
         to.set(&from.master).unwrap();
     }
-    let saved = one.save(); // held over the next steps, which must not write to it
-    two.restore(saved.clone()).unwrap();
+    let saved = one.state().unwrap(); // held over the next steps, which must not write to it
+    two.load_state(saved.clone()).unwrap();
     let frozen: Vec<Vec<f64>> = saved.iter().map(|(_, t)| t.to_f64().unwrap()).collect();
     for t in 3..=4 {
         advance(&mut one, &mut params, t, Some(0.5));
@@ -235,7 +244,7 @@ fn resumes(mut one: impl Steps, mut two: impl Steps) {
     }
     assert_eq!(values(&params), values(&copy));
     assert_eq!(frozen, saved.iter().map(|(_, t)| t.to_f64().unwrap()).collect::<Vec<_>>());
-    for ((name, a), (other, b)) in one.save().into_iter().zip(two.save()) {
+    for ((name, a), (other, b)) in one.state().unwrap().into_iter().zip(two.state().unwrap()) {
         assert_eq!((&name, a.to_f64().unwrap()), (&other, b.to_f64().unwrap()));
         names.push(name);
     }
@@ -246,6 +255,8 @@ fn resumes(mut one: impl Steps, mut two: impl Steps) {
 fn a_restored_state_continues_bit_for_bit() {
     resumes(adamw(), adamw());
     resumes(lars(), lars());
+    resumes(adafactor(), adafactor());
+    resumes(lion(), lion());
 }
 
 #[test]
@@ -266,10 +277,12 @@ fn clipping_scales_the_gradient_and_reports_the_norm() {
     assert!(close);
 }
 
-fn bad_gradients(optimizer: &mut dyn Steps) {
+fn bad_gradients(optimizer: &mut dyn Optimizer) {
     let mut params = model(&Device::Cpu, DType::BF16);
     advance(optimizer, &mut params, 1, None);
-    let state = |o: &dyn Steps| o.save().iter().map(|(n, t)| (n.clone(), t.to_f64().unwrap())).collect::<Vec<_>>();
+    let state = |o: &dyn Optimizer| {
+        o.state().unwrap().iter().map(|(n, t)| (n.clone(), t.to_f64().unwrap())).collect::<Vec<_>>()
+    };
     let (weights, before) = (values(&params), state(optimizer));
     for (bad, text) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
         let grads = gradients(&params, 2, |name, g| {
@@ -277,16 +290,16 @@ fn bad_gradients(optimizer: &mut dyn Steps) {
                 g[3] = bad;
             }
         });
-        let error = optimizer.go(&mut params, &grads, 0.01, Some(1.0)).unwrap_err();
+        let error = optimizer.step(&mut refs(&mut params), &grads, 0.01, Some(1.0)).unwrap_err();
         let Error::NonFinite { step, tensor, value, .. } = &error else { panic!("{error}") };
         assert_eq!((*step, tensor.as_str(), value.as_str()), (2, "gradient of head.weight", text));
         assert_eq!((values(&params), state(optimizer)), (weights.clone(), before.clone()));
     }
     let mut grads = gradients(&params[..1], 2, keep);
-    let error = optimizer.go(&mut params, &grads, 0.01, None).unwrap_err();
+    let error = optimizer.step(&mut refs(&mut params), &grads, 0.01, None).unwrap_err();
     assert!(matches!(&error, Error::MissingGradients(names) if names == &["cls_token", "head.bias"]), "{error}");
     grads.clear();
-    assert!(optimizer.go(&mut params, &grads, 0.01, None).is_err(), "a cleared gradient is none");
+    assert!(optimizer.step(&mut refs(&mut params), &grads, 0.01, None).is_err(), "a cleared gradient is none");
     assert_eq!(values(&params), weights);
 }
 
@@ -294,6 +307,8 @@ fn bad_gradients(optimizer: &mut dyn Steps) {
 fn a_bad_gradient_is_named_and_nothing_changes() {
     bad_gradients(&mut adamw());
     bad_gradients(&mut lars());
+    bad_gradients(&mut adafactor());
+    bad_gradients(&mut lion());
 }
 
 #[test]
@@ -329,7 +344,7 @@ fn a_state_that_does_not_fit_is_refused() {
         let (mut params, mut fresh) = (model(&Device::Cpu, DType::F32), adamw());
         fresh.load_state(state).unwrap();
         let grads = gradients(&params, 2, keep);
-        fresh.go(&mut params, &grads, 0.01, None).unwrap_err().to_string()
+        fresh.step(&mut refs(&mut params), &grads, 0.01, None).unwrap_err().to_string()
     };
     let fewer: Vec<_> = state().into_iter().filter(|(n, _)| !n.ends_with(".head.bias")).collect();
     assert!(step_with(fewer).contains("1 steps without `exp_avg.head.bias`"));
@@ -352,7 +367,7 @@ fn two_parameters_of_one_name_are_refused() {
 /// Devices with kernels agree with the CPU over several steps, with copies and clipping.
 #[test]
 fn devices_agree_over_steps() {
-    fn run(device: &Device, mut optimizer: impl Steps) -> Vec<Vec<f64>> {
+    fn run(device: &Device, mut optimizer: impl Optimizer) -> Vec<Vec<f64>> {
         let mut params = model(device, DType::BF16);
         for t in 1..=3 {
             advance(&mut optimizer, &mut params, t, Some(0.5));
@@ -360,9 +375,13 @@ fn devices_agree_over_steps() {
         params.iter().map(|p| p.master.to_f64().unwrap()).collect()
     }
     for device in devices() {
-        for (got, truth) in
-            [(run(&device, adamw()), run(&Device::Cpu, adamw())), (run(&device, lars()), run(&Device::Cpu, lars()))]
-        {
+        let both = [
+            (run(&device, adamw()), run(&Device::Cpu, adamw())),
+            (run(&device, lars()), run(&Device::Cpu, lars())),
+            (run(&device, adafactor()), run(&Device::Cpu, adafactor())),
+            (run(&device, lion()), run(&Device::Cpu, lion())),
+        ];
+        for (got, truth) in both {
             let far = got.iter().flatten().zip(truth.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             assert!(far <= 8.0 * ulp(DType::F32, 1.0), "{device}: {far}"); // the largest values are near 1
         }

@@ -17,6 +17,37 @@ pub trait Inputs {
     fn tensors(&mut self) -> Vec<&mut Tensor>;
 }
 
+/// What a micro-step found, on the device.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The loss, `[1]`.
+    pub loss: Tensor,
+    /// Numbers beside it, which [`Task::notes`] names; none of most recipes.
+    pub statistics: Option<Tensor>,
+}
+
+impl From<Tensor> for Found {
+    fn from(loss: Tensor) -> Self {
+        Self { loss, statistics: None }
+    }
+}
+
+/// A loss that couples the micro-batches of an update, as one over all pairs of a batch does: its gradient is not the mean of
+/// theirs. Two passes over them give that of the whole batch exactly (Gao et al. 2021, arXiv 2101.06983).
+pub trait Joint {
+    /// [`Task::Value`].
+    type Value: Copy;
+    /// [`Task::Inputs`].
+    type Inputs;
+
+    /// First pass: what the model makes of each micro-batch, without a tape, and the loss of all of it. Keeps the gradient
+    /// of the loss by it.
+    fn measure(&mut self, batches: &[Batch<Self::Value>]) -> Result<Found>;
+
+    /// Second pass: a micro-batch with its part of that gradient. [`Task::micro_step`] runs the model again, with a tape.
+    fn share(&mut self, batch: &Batch<Self::Value>, index: usize) -> Result<Self::Inputs>;
+}
+
 /// What a recipe brings to the loop.
 pub trait Task: Send {
     /// Element of a batch's samples: u8 pixels or f32 values.
@@ -33,14 +64,20 @@ pub trait Task: Send {
     /// What a micro-batch needs, on the device. Everything random depends on the seed and the batch's position only.
     fn inputs(&mut self, batch: &Batch<Self::Value>) -> Result<Self::Inputs>;
 
-    /// Forward and backward of one micro-batch: adds the gradient times `scale` to `grads`, returns the loss.
+    /// Forward and backward of one micro-batch: adds the gradient times `scale` to `grads`, returns the loss and what was
+    /// found beside it.
     ///
     /// On a GPU it is recorded and run again with other inputs, so everything that changes is among them, and nothing is
     /// copied to the device or read back. What cannot be recorded runs too, launch by launch.
-    fn micro_step(&mut self, inputs: &Self::Inputs, scale: f64, grads: &mut Grads) -> Result<Tensor>;
+    fn micro_step(&mut self, inputs: &Self::Inputs, scale: f64, grads: &mut Grads) -> Result<Found>;
 
-    /// Numbers to log at the end of an epoch.
-    fn end_of_epoch(&mut self, _epoch: u64) -> Result<Numbers> {
+    /// The loss over all micro-batches of an update, if it is not their mean.
+    fn joint(&mut self) -> Option<&mut dyn Joint<Value = Self::Value, Inputs = Self::Inputs>> {
+        None
+    }
+
+    /// Numbers to log beside the loss, from the statistics of the last micro-step.
+    fn notes(&self, _statistics: &[f64]) -> Result<Numbers> {
         Ok(vec![])
     }
 

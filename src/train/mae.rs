@@ -2,22 +2,22 @@
 
 use std::sync::Arc;
 
-use super::{Outcome, Plan, RunDir};
-use crate::checkpoint::run_state::RunState;
-use crate::checkpoint::{self, HfConfig, LoadOptions, load_into};
+use super::begin::{Found, check_dtype, find, state, train};
+use super::{Clock, Outcome, Plan, RunDir};
+use crate::checkpoint::{self, HfConfig};
 use crate::data::augment::{CropRange, Normalise, evaluation_crop};
-use crate::data::loader::{Options, Position, Unreadable};
 use crate::data::rand_augment::RandAugment;
 use crate::data::random_erase::RandomErase;
-use crate::data::{Folder, Image, Loader, Source, Stream, transforms};
+use crate::data::{Folder, Image, Source, transforms};
 use crate::nn::Builder;
 use crate::ops::adamw::Hyper;
 use crate::optim::schedule::Cosine;
 use crate::optim::{AdamW, Rules};
 use crate::recipes::Task;
 use crate::recipes::mae::finetune::classes_of;
+use crate::recipes::mae::score::Score;
 use crate::recipes::mae::{Classifier, Config, Finetune, FinetuneConfig, Pretrain, Sizes, load};
-use crate::{DType, Device, Error, Result};
+use crate::{DType, Device, Result};
 
 /// Images in the picture that is drawn with every checkpoint.
 const PICTURES: usize = 8;
@@ -31,12 +31,14 @@ macro_rules! plan {
             epochs: $config.epochs,
             accum_iter: $config.accum_iter,
             batch_size: $config.batch_size,
+            unit: "images",
             schedule: Cosine {
                 lr: $config.learning_rate(),
                 min_lr: $config.min_lr,
                 warmup_epochs: $config.warmup(),
                 epochs: $config.epochs as f64,
             },
+            clock: Clock::Epochs,
             clip_grad: $config.clip_grad,
             save_every: $config.save_every,
             log_every: $config.log_every,
@@ -45,9 +47,6 @@ macro_rules! plan {
         }
     };
 }
-
-/// A run that is continued, with its newest state if it has one.
-type Found = Option<(RunDir, Option<RunState>)>;
 
 /// Trains (or continues, with `resume`) the run that `config` describes; returns the trained task.
 ///
@@ -84,10 +83,12 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
         load::initialise(&mut task.model, &sizes, init)?;
     }
     let hyper = Hyper { beta1: config.beta1, beta2: config.beta2, eps: 1e-8 };
-    let optimizer = AdamW::new(hyper, Rules::pretraining(config.weight_decay));
+    let mut optimizer = AdamW::new(hyper, Rules::pretraining(config.weight_decay));
     let create = || RunDir::create(&config.out, config, data.identity(), config.keep);
-    let (outcome, run) = train(&mut task, optimizer, data.clone(), transform, &plan, found, create)?;
+    let mut nothing = |_: &mut Pretrain, _| Ok(vec![]);
+    let (outcome, run) = train(&mut task, &mut optimizer, data.clone(), transform, &plan, found, create, &mut nothing)?;
     if outcome == Outcome::Finished {
+        upstream(&run, &task)?;
         checkpoint::hf::save(run.path(), &hf_config(config, &sizes), &task.weights()?)?;
     }
     Ok((outcome, task))
@@ -126,79 +127,28 @@ pub fn finetune(config: &FinetuneConfig, device: &Device, dtype: DType, resume: 
     let range = CropRange { scale: (config.crop_min, 1.0), mirror: config.mirror, ..CropRange::SUPERVISED };
     let transform = transforms::finetune(sizes.image_size, range, settings, Normalise::imagenet())?;
     let hyper = Hyper { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
-    let optimizer = AdamW::new(hyper, Rules::finetuning(config.weight_decay, config.layer_decay, sizes.depth));
+    let mut optimizer = AdamW::new(hyper, Rules::finetuning(config.weight_decay, config.layer_decay, sizes.depth));
     let mut task = Finetune::new(config, model, sizes, classes, val)?;
     let create = || RunDir::create(&config.out, config, data.identity(), config.keep);
-    let (outcome, _) = train(&mut task, optimizer, data.clone(), transform, &plan, found, create)?;
-    Ok((outcome, task))
-}
-
-/// f16 gradients fall below its smallest number without loss scaling, which does not exist here.
-fn check_dtype(dtype: DType) -> Result<()> {
-    match dtype {
-        DType::F16 => Err(Error::config("dtype", dtype, "bf16 or f32 in training: f16 would need loss scaling")),
-        _ => Ok(()),
+    let mut validate = |task: &mut Finetune, _| {
+        let Score { top1, top5, loss } = task.validation()?;
+        Ok(vec![("val_top1", top1), ("val_top5", top5), ("val_loss", loss)])
+    };
+    let (outcome, run) =
+        train(&mut task, &mut optimizer, data.clone(), transform, &plan, found, create, &mut validate)?;
+    if outcome == Outcome::Finished {
+        upstream(&run, &task)?;
     }
-}
-
-fn find(resume: bool, read: impl FnOnce() -> Result<(RunDir, Option<RunState>)>) -> Result<Found> {
-    resume.then(read).transpose()
-}
-
-/// `None` also for a run that was stopped before its first checkpoint: it begins again.
-fn state(found: &Found) -> Option<&RunState> {
-    found.as_ref()?.1.as_ref()
+    Ok((outcome, task))
 }
 
 fn sizes_of(found: &Found) -> Result<Option<Sizes>> {
     state(found).map_or(Ok(None), |state| load::marked(&state.model))
 }
 
-/// Trains from where the run stands to its end, and writes `upstream.safetensors`: the weights under the official names.
-fn train<T: Task>(
-    task: &mut T,
-    mut optimizer: AdamW,
-    data: Arc<Folder>,
-    transform: impl Fn(&Image, &mut Stream) -> Result<Vec<T::Value>> + Send + Sync + 'static,
-    plan: &Plan,
-    found: Found,
-    create: impl FnOnce() -> Result<RunDir>,
-) -> Result<(Outcome, RunDir)> {
-    let per_epoch = plan.check(data.len())?;
-    let start = state(&found).map_or(Ok(0), |state| restore(task, &mut optimizer, state))?;
-    let run = found.map_or_else(create, |(run, _)| Ok(run))?;
-    tracing::info!(
-        "{} trainable parameters, {} images, effective batch {}, learning rate {:.3e}",
-        task.module().trainable(),
-        data.len(),
-        plan.batch_size as u64 * plan.accum_iter,
-        plan.schedule.lr
-    );
-    let options = Options {
-        unreadable: if plan.strict { Unreadable::Fail } else { Unreadable::Replace },
-        start: Position { epoch: start / per_epoch, step: start % per_epoch * plan.accum_iter },
-        ..Options::training(plan.batch_size, plan.seed)
-    };
-    let outcome = Loader::new(data, transform, options).and_then(|mut loader| {
-        let outcome = super::run(task, &mut optimizer, &mut loader, plan, &run, start);
-        let failures = loader.failures().len();
-        if failures > 0 {
-            tracing::warn!("{failures} unreadable images were skipped; they are named above");
-        }
-        outcome
-    });
-    let outcome = run.settle(outcome)?;
-    if outcome == Outcome::Finished {
-        checkpoint::safetensors::write(run.path().join("upstream.safetensors"), &task.weights()?)?;
-    }
-    Ok((outcome, run))
-}
-
-fn restore<T: Task>(task: &mut T, optimizer: &mut AdamW, state: &RunState) -> Result<u64> {
-    let report = load_into(&mut task.module().params_mut(), &state.model, &LoadOptions::default())?;
-    report.require(|_| true)?;
-    optimizer.load_state(state.optimizer.iter().map(|(name, t)| (name.to_string(), t.clone())))?;
-    Ok(state.progress.step)
+/// Writes `upstream.safetensors`: the weights under the official names.
+fn upstream(run: &RunDir, task: &impl Task) -> Result<()> {
+    checkpoint::safetensors::write(run.path().join("upstream.safetensors"), &task.weights()?)
 }
 
 /// The first readable images of the data set, cropped as in evaluation.

@@ -1,10 +1,13 @@
 //! The one training loop: data, step, log, checkpoint. Recipes bring a [`Task`].
 
+mod begin;
 pub mod interrupt;
 mod mae;
 mod metrics;
 pub mod progress;
 mod run_dir;
+mod siglip;
+mod spikes;
 mod stepper;
 mod tensorboard;
 
@@ -12,13 +15,24 @@ pub use mae::{finetune, pretrain};
 pub use metrics::Metrics;
 pub use progress::Progress;
 pub use run_dir::RunDir;
+pub use siglip::pretrain as pretrain_siglip;
 
 use crate::data::{Batch, Loader};
-use crate::optim::AdamW;
 use crate::optim::schedule::Cosine;
+use crate::optim::{Optimizer, StepStats};
 use crate::recipes::{Numbers, Task};
 use crate::{Device, Error, Result};
-use stepper::Stepper;
+use spikes::Spikes;
+use stepper::{Measured, Stepper};
+
+/// What the numbers of a schedule count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// Passes over the data, in fractions: of an update, that at its first micro-batch.
+    Epochs,
+    /// Updates, from 0.
+    Updates,
+}
 
 /// The numbers of a run.
 #[derive(Clone, Debug)]
@@ -27,10 +41,14 @@ pub struct Plan {
     pub epochs: u64,
     /// Micro-batches per update.
     pub accum_iter: u64,
-    /// Images per micro-batch.
+    /// Samples per micro-batch.
     pub batch_size: usize,
-    /// Learning rate by epoch.
+    /// What the samples are, in words: images, pairs.
+    pub unit: &'static str,
+    /// Learning rate by the clock.
     pub schedule: Cosine,
+    /// What the schedule counts.
+    pub clock: Clock,
     /// Largest gradient norm.
     pub clip_grad: Option<f64>,
     /// Updates between checkpoints.
@@ -39,18 +57,18 @@ pub struct Plan {
     pub log_every: u64,
     /// Decides the order of the data.
     pub seed: u64,
-    /// Whether an unreadable image ends the run.
+    /// Whether an unreadable sample ends the run.
     pub strict: bool,
 }
 
 impl Plan {
-    /// Updates per epoch of so many images; refuses batches that they cannot fill.
-    pub fn check(&self, images: usize) -> Result<u64> {
-        if self.batch_size > images {
-            let expected = format!("at most the {images} images of the data set");
+    /// Updates per epoch of so many samples; refuses batches that they cannot fill.
+    pub fn check(&self, samples: usize) -> Result<u64> {
+        if self.batch_size > samples {
+            let expected = format!("at most the {samples} {} of the data set", self.unit);
             return Err(Error::config("batch_size", self.batch_size, expected));
         }
-        self.steps_per_epoch((images / self.batch_size) as u64)
+        self.steps_per_epoch((samples / self.batch_size) as u64)
     }
 
     /// Updates per epoch; micro-batches that do not fill one are left out.
@@ -63,8 +81,11 @@ impl Plan {
         Ok(steps)
     }
 
-    /// Learning rate of an update: the schedule at the fractional epoch of its first micro-batch.
+    /// Learning rate of an update.
     pub fn lr(&self, step: u64, micro_batches: u64) -> f64 {
+        if self.clock == Clock::Updates {
+            return self.schedule.at(step as f64);
+        }
         let per_epoch = (micro_batches / self.accum_iter).max(1);
         let inside = (step % per_epoch * self.accum_iter) as f64 / micro_batches as f64;
         let epoch = (step / per_epoch) as f64 + inside;
@@ -81,62 +102,68 @@ pub enum Outcome {
     Interrupted,
 }
 
+/// What is measured at the end of each epoch, which is counted from 1.
+pub type Evaluate<'a, T> = &'a mut dyn FnMut(&mut T, u64) -> Result<Numbers>;
+
 /// Trains from update `start` (0, or what [`RunDir::resume`] gave) to the end or to Ctrl-C.
 ///
 /// # Errors
 /// [`Error::NonFinite`] when the loss or a gradient is not finite: the weights are still those of the step before.
 pub fn run<T: Task>(
     task: &mut T,
-    optimizer: &mut AdamW,
+    optimizer: &mut dyn Optimizer,
     loader: &mut Loader<T::Value>,
     plan: &Plan,
     folder: &RunDir,
     start: u64,
+    evaluate: Evaluate<T>,
 ) -> Result<Outcome> {
     let micro_batches = loader.steps_per_epoch();
     let per_epoch = plan.steps_per_epoch(micro_batches)?;
     let total = per_epoch * plan.epochs;
     let mut metrics = Metrics::open(folder.path(), start)?;
-    let images = (plan.batch_size as u64 * plan.accum_iter) as f64;
-    let mut progress = Progress::new(folder.name(), total, start, images, "images");
+    let samples = (plan.batch_size as u64 * plan.accum_iter) as f64;
+    let mut progress = Progress::new(folder.name(), total, start, samples, plan.unit);
     let device = task.module().params().first().map_or(Device::Cpu, |p| p.master.device().clone());
-    let mut stepper = Stepper::new(&device, 1.0 / plan.accum_iter as f64, plan.clip_grad);
+    let scale = if task.joint().is_some() { 1.0 } else { 1.0 / plan.accum_iter as f64 };
+    let mut stepper = Stepper::new(&device, scale, plan.clip_grad);
+    let mut spikes = Spikes::default();
     interrupt::listen();
     for step in start..total {
         let (lr, waited) = (plan.lr(step, micro_batches), loader.stats().total_wait);
         // On a thread of the pool: from any other, each parallel part of the step would have to wake all of them.
-        let (loss, stats) = rayon::scope(|_| {
-            let mut loss = 0.0;
+        let (Measured { loss, statistics }, stats) = rayon::scope(|_| {
             stepper.begin(task);
-            for index in 0..plan.accum_iter {
-                let inputs = task.inputs(&next(loader)?)?;
-                loss += stepper.micro_step(task, inputs, index)? / plan.accum_iter as f64;
+            let measured = gradient(task, &mut stepper, plan.accum_iter, &mut || next(loader))?;
+            if !measured.loss.is_finite() {
+                return Err(not_finite(step, "loss", measured.loss));
             }
-            if !loss.is_finite() {
-                return Err(not_finite(step, "loss", loss));
-            }
-            Ok((loss, stepper.update(task, optimizer, lr)?))
+            Ok((measured, stepper.update(task, optimizer, lr)?))
         })?;
+        if let Some(median) = spikes.look(loss) {
+            let notes = describe(&[beside(&stats, lr), task.notes(&statistics)?].concat());
+            tracing::warn!("step {}: the loss is {loss:.4}, of the last steps it was {median:.4} ({notes})", step + 1);
+        }
         let done = step + 1;
         let epoch = done as f64 / per_epoch as f64;
         progress.step(&format!("epoch {epoch:.2} loss {loss:.4} lr {lr:.2e}"));
         if done.is_multiple_of(plan.log_every) || done == total {
             let wait = (loader.stats().total_wait - waited).as_secs_f64();
-            let numbers = vec![
-                ("loss", loss),
-                ("lr", lr),
-                ("grad_norm", stats.grad_norm),
+            let mut numbers = vec![("loss", loss)];
+            numbers.extend(beside(&stats, lr));
+            numbers.extend(task.notes(&statistics)?);
+            numbers.extend([
                 ("images_per_second", progress.rate()),
                 ("data_wait_seconds", wait),
                 ("skipped_images", loader.failures().len() as f64), // named by the loader
-            ];
+            ]);
             metrics.log("train", done, epoch, &numbers)?;
         }
         if done.is_multiple_of(per_epoch) {
             for _ in 0..micro_batches % plan.accum_iter {
                 next(loader)?; // a group that is not full is not used
             }
-            let numbers = task.end_of_epoch(done / per_epoch)?;
+            let numbers = evaluate(task, done / per_epoch)?;
             if !numbers.is_empty() {
                 progress.note(&format!("epoch {}: {}", done / per_epoch, describe(&numbers)));
                 metrics.log("eval", done, epoch, &numbers)?;
@@ -159,11 +186,44 @@ pub fn run<T: Task>(
     Ok(Outcome::Finished)
 }
 
+/// Loss and gradient of one update's micro-batches.
+fn gradient<T: Task>(
+    task: &mut T,
+    stepper: &mut Stepper<T::Inputs>,
+    accum_iter: u64,
+    next: &mut dyn FnMut() -> Result<Batch<T::Value>>,
+) -> Result<Measured> {
+    if accum_iter > 1
+        && let Some(joint) = task.joint()
+    {
+        let batches = (0..accum_iter).map(|_| next()).collect::<Result<Vec<_>>>()?;
+        let measured = Measured::read(&joint.measure(&batches)?)?;
+        for (index, batch) in batches.iter().enumerate() {
+            let Some(joint) = task.joint() else { break };
+            let inputs = joint.share(batch, index)?;
+            stepper.micro_step(task, inputs, index as u64)?;
+        }
+        return Ok(measured);
+    }
+    let mut sum = Measured { loss: 0.0, statistics: vec![] };
+    for index in 0..accum_iter {
+        let inputs = task.inputs(&next()?)?;
+        let Measured { loss, statistics } = stepper.micro_step(task, inputs, index)?;
+        sum = Measured { loss: sum.loss + loss / accum_iter as f64, statistics };
+    }
+    Ok(sum)
+}
+
+/// What is logged beside the loss, whatever the recipe.
+fn beside(stats: &StepStats, lr: f64) -> Numbers {
+    vec![("lr", lr), ("grad_norm", stats.grad_norm)]
+}
+
 fn next<V: Copy + Send + 'static>(loader: &mut Loader<V>) -> Result<Batch<V>> {
     loader.next().unwrap_or_else(|| Err(Error::Training("the data ended before the last epoch".into())))
 }
 
-fn describe(numbers: &Numbers) -> String {
+fn describe(numbers: &[(&str, f64)]) -> String {
     numbers.iter().map(|(name, value)| format!("{name} {value:.4}")).collect::<Vec<_>>().join(", ")
 }
 

@@ -9,14 +9,31 @@ use serde::de::DeserializeOwned;
 
 use crate::checkpoint::run_state::{FOLDER as CHECKPOINTS, Progress, RunFolder, RunState};
 use crate::checkpoint::{StateDict, atomic};
-use crate::optim::AdamW;
+use crate::optim::Optimizer;
 use crate::train::Metrics;
 use crate::{Error, Result};
 
 const CONFIG: &str = "config.toml";
 /// Keys of config.toml that may differ when a run is continued: places, which may move, and what does not change weights.
-const FREE: [&str; 12] =
-    ["data", "train", "val", "model", "init", "knn", "out", "keep", "save_every", "log_every", "strict", "recompute"];
+const FREE: [&str; 17] = [
+    "data",
+    "train",
+    "val",
+    "model",
+    "init",
+    "init_image",
+    "tokenizer",
+    "knn",
+    "zero_shot",
+    "classes",
+    "retrieval",
+    "out",
+    "keep",
+    "save_every",
+    "log_every",
+    "strict",
+    "recompute",
+];
 
 /// A run's folder.
 pub struct RunDir {
@@ -127,7 +144,7 @@ impl RunDir {
     }
 
     /// Writes a checkpoint.
-    pub fn save(&self, step: u64, model: &StateDict, optimizer: &AdamW) -> Result<()> {
+    pub fn save(&self, step: u64, model: &StateDict, optimizer: &dyn Optimizer) -> Result<()> {
         let mut tensors = StateDict::new();
         for (name, tensor) in optimizer.state()? {
             tensors.insert(name, tensor.to_device(&crate::Device::Cpu)?)?;

@@ -1,8 +1,8 @@
 //! One update: launched piece by piece, or recorded once and run again.
 
 use crate::device::graph::Graph;
-use crate::optim::{AdamW, StepStats};
-use crate::recipes::{Inputs, Task};
+use crate::optim::{Optimizer, StepStats};
+use crate::recipes::{Found, Inputs, Task};
 use crate::{Device, Error, Grads, Param, Result, Tensor};
 
 /// Runs the micro-steps and updates of a task. On the CPU launch by launch. On the other devices the first update runs
@@ -10,7 +10,7 @@ use crate::{Device, Error, Grads, Param, Result, Tensor};
 /// with other inputs. What cannot be recorded goes on launch by launch, and the log says why.
 pub(super) struct Stepper<I> {
     device: Device,
-    /// Of the loss of each micro-step; recorded with it.
+    /// Of the gradient of each micro-step; recorded with it.
     scale: f64,
     /// Largest gradient norm; recorded with the update.
     clip: Option<f64>,
@@ -31,17 +31,43 @@ enum Mode {
     Graph,
 }
 
-/// A recorded micro-step. The inputs are those it reads, the loss is where it writes it.
+/// A recorded micro-step. The inputs are those it reads, what it finds is where it writes it.
 struct Micro<I> {
     graph: Graph,
     inputs: I,
-    loss: Tensor,
+    found: Found,
+}
+
+/// What a micro-step found, read back.
+#[derive(Clone, Debug)]
+pub(super) struct Measured {
+    pub loss: f64,
+    pub statistics: Vec<f64>,
+}
+
+impl Measured {
+    pub fn read(found: &Found) -> Result<Self> {
+        let statistics = found.statistics.as_ref().map_or(Ok(vec![]), Tensor::to_f64)?;
+        Ok(Self { loss: found.loss.item()?, statistics })
+    }
 }
 
 impl<I: Inputs> Stepper<I> {
     pub fn new(device: &Device, scale: f64, clip: Option<f64>) -> Self {
         let mode = if *device == Device::Cpu { Mode::Eager } else { Mode::Warm };
         Self { device: device.clone(), scale, clip, mode, grads: Grads::new(), micro: [None, None], update: None }
+    }
+
+    /// Launch by launch for good.
+    #[cfg(test)]
+    pub fn eager(self) -> Self {
+        Self { mode: Mode::Eager, ..self }
+    }
+
+    /// Whether steps are recorded.
+    #[cfg(test)]
+    pub fn records(&self) -> bool {
+        self.mode == Mode::Graph
     }
 
     /// Before the first micro-step of an update.
@@ -57,22 +83,22 @@ impl<I: Inputs> Stepper<I> {
         }
     }
 
-    /// Forward and backward of micro-batch `index` of an update; its loss.
-    pub fn micro_step<T: Task<Inputs = I>>(&mut self, task: &mut T, mut inputs: I, index: u64) -> Result<f64> {
+    /// Forward and backward of micro-batch `index` of an update.
+    pub fn micro_step<T: Task<Inputs = I>>(&mut self, task: &mut T, mut inputs: I, index: u64) -> Result<Measured> {
         let which = usize::from(index > 0);
         if let Some(recorded) = &mut self.micro[which] {
             for (held, new) in recorded.inputs.tensors().into_iter().zip(inputs.tensors()) {
                 held.copy_from(new)?;
             }
             recorded.graph.replay()?;
-            return recorded.loss.item();
+            return Measured::read(&recorded.found);
         }
         if self.mode == Mode::Graph {
             let (scale, grads) = (self.scale, &mut self.grads);
             match usable(self.device.record(|| task.micro_step(&inputs, scale, grads))) {
-                Ok((loss, mut graph)) => {
+                Ok((found, mut graph)) => {
                     graph.replay()?;
-                    return self.micro[which].insert(Micro { graph, inputs, loss }).loss.item();
+                    return Measured::read(&self.micro[which].insert(Micro { graph, inputs, found }).found);
                 }
                 Err(error) => {
                     self.give_up(error)?;
@@ -82,11 +108,16 @@ impl<I: Inputs> Stepper<I> {
                 }
             }
         }
-        task.micro_step(&inputs, self.scale, &mut self.grads)?.item()
+        Measured::read(&task.micro_step(&inputs, self.scale, &mut self.grads)?)
     }
 
     /// Ends an update.
-    pub fn update<T: Task<Inputs = I>>(&mut self, task: &mut T, optimizer: &mut AdamW, lr: f64) -> Result<StepStats> {
+    pub fn update<T: Task<Inputs = I>>(
+        &mut self,
+        task: &mut T,
+        optimizer: &mut dyn Optimizer,
+        lr: f64,
+    ) -> Result<StepStats> {
         let mut params = task.module().params_mut();
         optimizer.prepare(&mut params, lr)?;
         if self.mode == Mode::Graph && self.update.is_none() {
@@ -133,7 +164,7 @@ mod tests {
     use crate::data::Batch;
     use crate::nn::Module;
     use crate::ops::adamw::Hyper;
-    use crate::optim::Rules;
+    use crate::optim::{AdamW, Rules};
     use crate::recipes::mae::{Config, Pretrain, Sizes};
     use crate::testing::devices;
 
@@ -185,13 +216,13 @@ mod tests {
             self.0.inputs(batch)
         }
 
-        fn micro_step(&mut self, inputs: &Self::Inputs, scale: f64, grads: &mut Grads) -> Result<Tensor> {
-            let loss = self.0.micro_step(inputs, scale, grads)?;
+        fn micro_step(&mut self, inputs: &Self::Inputs, scale: f64, grads: &mut Grads) -> Result<Found> {
+            let found = self.0.micro_step(inputs, scale, grads)?;
             self.1 = self.1.saturating_sub(1);
             if self.1 == 0 {
-                assert!(loss.item()?.is_finite());
+                assert!(found.loss.item()?.is_finite());
             }
-            Ok(loss)
+            Ok(found)
         }
     }
 
@@ -206,7 +237,7 @@ mod tests {
             stepper.begin(&mut task);
             for i in 0..accum {
                 let inputs = task.inputs(&batch(step * accum + i)).unwrap();
-                numbers.push(stepper.micro_step(&mut task, inputs, i).unwrap().to_bits());
+                numbers.push(stepper.micro_step(&mut task, inputs, i).unwrap().loss.to_bits());
             }
             let stats = stepper.update(&mut task, &mut optimizer, 1e-2 * (step + 1) as f64).unwrap();
             numbers.push(stats.grad_norm.to_bits());

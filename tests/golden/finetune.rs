@@ -3,7 +3,7 @@
 use ocellus::nn::{Builder, Module, pos_embed};
 use ocellus::ops::cross_entropy::{Targets, cross_entropy};
 use ocellus::ops::lars;
-use ocellus::optim::{AdamW, Lars, Rules};
+use ocellus::optim::{AdamW, Lars, Optimizer, Rules};
 use ocellus::recipes::mae::classifier::{Classifier, Pool, drops};
 use ocellus::recipes::mae::probe::ProbeHead;
 use ocellus::{DType, Device, Grads, Tape, Tensor, Var};
@@ -150,7 +150,7 @@ fn head(
     let lars = {
         let hyper = lars::Hyper { momentum: g.f64("momentum"), trust: Some(g.f64("trust_coefficient")) };
         // Upstream exempts tensors of one axis, and no name.
-        Lars::new(hyper, Rules { weight_decay: g.f64("weight_decay"), no_decay: vec![], layers: None })
+        Lars::new(hyper, Rules { weight_decay: g.f64("weight_decay"), no_decay: vec![], layers: None, parts: vec![] })
     };
     Ok((head, lars))
 }

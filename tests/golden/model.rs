@@ -5,7 +5,7 @@ use ocellus::data::masks::random_masking;
 use ocellus::nn::{Block, Builder, Drops, Module, Sequences, Style, pos_embed};
 use ocellus::ops::adamw::Hyper;
 use ocellus::optim::schedule::Cosine;
-use ocellus::optim::{AdamW, Rules};
+use ocellus::optim::{AdamW, Optimizer, Rules};
 use ocellus::recipes::mae::{Mae, MaskIds, Sizes, picture};
 use ocellus::{DType, Device, Grads, Tape, Tensor, Var, ops};
 

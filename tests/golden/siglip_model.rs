@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::reader::{Golden, Outcome, Report, load as load_all};
 use crate::siglip::logits;
 
-type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
+pub type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
 fn builder(device: &Device) -> Builder {
     Builder::new(device, DType::F32, 0)
@@ -316,7 +316,7 @@ pub fn bv_sizes(g: &Golden) -> Sizes {
 }
 
 /// Channels last to channels first, or back.
-fn axes(t: &Tensor, order: [usize; 4]) -> Fallible<Tensor> {
+pub fn axes(t: &Tensor, order: [usize; 4]) -> Fallible<Tensor> {
     let old = t.shape().clone();
     let values = t.to_vec::<f32>()?;
     let new = order.map(|axis| old[axis]);

@@ -44,6 +44,26 @@ impl Place {
         command
     }
 
+    /// A short run of image-text pre-training into `out` with a tokenizer of its own: 6 updates per epoch unless `flags` say
+    /// otherwise.
+    pub fn siglip(&self, out: &str, flags: &[&str]) -> Command {
+        let (data, out, tokenizer) = (self.text("data/captions.tsv"), self.text(out), self.text("tokenizer.json"));
+        if !self.path("tokenizer.json").exists() {
+            succeed(ocellus(&["tokenizer", "train", &data, "--out", &tokenizer, "--vocab", "400"]));
+        }
+        let mut command = ocellus(&["pretrain", "siglip", &data, "--out", &out, "--preset", "micro"]);
+        command.args(["--log-every", "1", "--bias-init", "auto"]);
+        let usual = [("--patch-size", "8"), ("--context-len", "8"), ("--batch-size", "8"), ("--epochs", "1")];
+        let more = [("--save-every", "4"), ("--image-size", "16"), ("--tokenizer", &tokenizer)];
+        for (key, value) in usual.into_iter().chain(more) {
+            if !flags.contains(&key) {
+                command.args([key, value]);
+            }
+        }
+        command.args(flags);
+        command
+    }
+
     /// Continues the run in `out`.
     pub fn resume(&self, recipe: &[&str], out: &str) -> Command {
         let mut command = ocellus(recipe);
@@ -53,7 +73,8 @@ impl Place {
 
     /// The finished weights of a run.
     pub fn weights(&self, out: &str) -> Vec<u8> {
-        std::fs::read(self.path(out).join("upstream.safetensors")).unwrap()
+        let files = ["upstream.safetensors", "model.safetensors"].map(|name| self.path(out).join(name));
+        std::fs::read(files.iter().find(|file| file.exists()).unwrap_or(&files[0])).unwrap()
     }
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `x.tar`, or a folder with `*.tar` | webdataset shards: members of one key (their name up to its first dot) belong together |
 //! | `x.tsv`, `x.csv`, `x.jsonl` | a line for each image and caption; paths count from the table's folder |
+//! | `x.json` | COCO captions, `images[].{id, file_name}` and `annotations[].{image_id, caption}`; the same paths |
 //! | another folder | images with a `.txt` or `.json` of the same name beside them, however deep |
 //!
 //! A `.txt` is one caption; a `.json` has it under a key, or a list of them. An image with several captions is one sample:
@@ -14,6 +15,7 @@
 //! Reading is by number, so resuming neither repeats nor skips a pair. What cannot be used is counted and named:
 //! [`Pairs::skipped`] when the data set is opened, [`Loader::failures`](super::Loader::failures) later.
 
+mod coco;
 mod shard;
 mod table;
 
@@ -46,13 +48,21 @@ pub struct Options {
     pub caption: String,
     /// Columns of a table; found by their usual names if not given.
     pub image: Option<String>,
+    /// Folder from which the paths of a table or of a COCO file count; that of the file if not given.
+    pub images: Option<PathBuf>,
     /// Whether a pair that cannot be used fails the data set instead of being skipped.
     pub strict: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { caption: "caption".into(), image: None, strict: false }
+        Self { caption: "caption".into(), image: None, images: None, strict: false }
+    }
+}
+
+impl Options {
+    fn folder(&self, file: &Path) -> PathBuf {
+        self.images.clone().unwrap_or_else(|| file.parent().unwrap_or(Path::new("")).to_path_buf())
     }
 }
 
@@ -132,11 +142,15 @@ impl Pairs {
         } else if extension == "tar" {
             found.add_shards(vec![root.to_path_buf()], options)?;
         } else if let Some(form) = extension.to_str().and_then(table::Form::of) {
-            found.root = root.parent().unwrap_or(Path::new("")).to_path_buf();
+            found.root = options.folder(root);
             found.add_table(root, form, options)?;
+        } else if extension == "json" {
+            found.root = options.folder(root);
+            found.add_coco(root, options)?;
         } else {
             std::fs::metadata(root).map_err(Error::io(root))?;
-            let cause = "expected a folder, or a file named .tar, .tsv, .csv or .jsonl".to_owned();
+            let cause =
+                "expected a folder, or a file named .tar, .tsv, .csv, .jsonl or .json (COCO captions)".to_owned();
             return Err(Error::Dataset { path: root.to_path_buf(), cause });
         }
         if found.pairs.is_empty() {
@@ -175,6 +189,18 @@ impl Pairs {
                     name.push(format!(":{line}"));
                     self.skip(name.into(), &cause, options)?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_coco(&mut self, path: &Path, options: &Options) -> Result<()> {
+        for row in coco::read(path)? {
+            match row {
+                Ok((image, captions)) => {
+                    self.pairs.push(Pair { image: Place::File(self.root.join(image)), text: Text::Here(captions) })
+                }
+                Err((name, cause)) => self.skip(path.join(name), &cause, options)?,
             }
         }
         Ok(())

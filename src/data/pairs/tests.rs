@@ -153,7 +153,7 @@ fn tables_of_every_form() {
     assert_eq!(named, ["bad.csv:4", "bad.csv:5", "bad.csv:6", "bad.csv:7"]);
     assert!(Pairs::open(folder.join("bad.csv"), &strict()).unwrap_err().to_string().contains("bad.csv:4"));
     assert!(Pairs::open(folder.join("bad.jsonl"), &Options::default()).is_err());
-    let columns = Options { image: Some("picture".into()), caption: "words".into(), strict: false };
+    let columns = Options { image: Some("picture".into()), caption: "words".into(), ..Options::default() };
     write(folder, &[("own.csv", b"picture,file,words\na.png,x,hello\n")]);
     assert_eq!(listed(&Pairs::open(folder.join("own.csv"), &columns).unwrap()), expected(&[("a.png", &["hello"])]));
     let error = Pairs::open(folder.join("quoted.csv"), &columns).unwrap_err().to_string();
@@ -285,4 +285,32 @@ fn every_epoch_is_a_permutation_in_stretches() {
     let window = &first[..BLOCK * MIXED];
     let blocks: std::collections::BTreeSet<_> = window.iter().map(|i| *i as usize / BLOCK).collect();
     assert!((MIXED..=MIXED + 1).contains(&blocks.len()) && !window.is_sorted(), "{blocks:?}");
+}
+
+#[test]
+fn coco_captions_are_gathered_by_image() {
+    let place = tempfile::tempdir().unwrap();
+    write(place.path(), &[("val/a.png", &png(3)), ("val/b.png", &png(5))]);
+    let json = r#"{"info": {}, "images": [
+        {"id": 9, "file_name": "b.png", "width": 5}, {"id": 7, "file_name": "a.png"}, {"id": 3, "file_name": "c.png"}],
+        "annotations": [
+        {"id": 1, "image_id": 7, "caption": "a one"}, {"id": 2, "image_id": 9, "caption": "b one "},
+        {"id": 3, "image_id": 7, "caption": "a two\n"}, {"id": 4, "image_id": 3, "caption": "  "},
+        {"id": 5, "image_id": 4, "caption": "of no image"}, {"id": 6, "image_id": 9}]}"#;
+    write(place.path(), &[("annotations/captions.json", json.as_bytes()), ("annotations/other.json", b"[1, 2]")]);
+    let path = place.path().join("annotations/captions.json");
+    let options = Options { images: Some(place.path().join("val")), ..Options::default() };
+    let pairs = Pairs::open(&path, &options).unwrap();
+    assert_eq!(listed(&pairs), expected(&[("b.png", &["b one"]), ("a.png", &["a one", "a two"])]));
+    assert_eq!((pairs.load(0).unwrap().width, pairs.load(1).unwrap().width), (5, 3));
+    let causes: Vec<&str> = pairs.skipped().named.iter().map(|(_, cause)| cause.as_str()).collect();
+    assert_eq!(causes, ["has no caption", "has a caption, but is not listed", "an annotation has no caption"]);
+    let error = Pairs::open(&path, &Options { strict: true, ..options }).unwrap_err().to_string();
+    assert!(error.contains("captions.json/c.png: has no caption"), "{error}");
+    // Paths count from the file's folder unless another is given.
+    assert!(
+        Pairs::open(&path, &Options::default()).unwrap().load(0).unwrap_err().to_string().contains("annotations/b.png")
+    );
+    let error = Pairs::open(place.path().join("annotations/other.json"), &Options::default()).unwrap_err();
+    assert!(error.to_string().contains("other.json: not a file of COCO captions"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! Generated data sets: labelled pictures with captions, or clips with masks.
+//! Generated data sets: labelled pictures with captions, clips with masks, or images with several captions each.
 //!
 //! Pictures: the class is the shape of the largest thing in the picture; its colour, pattern, size, place and
 //! angle, the ground and the pieces around it are drawn independently of the class. Comparing raw pixels therefore
@@ -12,11 +12,24 @@
 //! Clips: `frames` pictures each, in `out/<split>/frames/<clip>/00000.png`; object numbers as indexed PNG in
 //! `out/<split>/masks/<clip>/00000.png`; one line per clip in `out/<split>/clips.jsonl`.
 //!
+//! Images with captions, see [`Content::Pairs`]: tar shards and class folders
+//!
+//! ```text
+//! out/train/00000.tar              seen combinations of colour and shape: 000000.png, 000000.json (captions, attributes)
+//! out/val/00000.tar                held-out ones, for retrieval
+//! out/unseen/<class>/000000.png    held-out ones, a single thing each, for zero-shot classification
+//! out/seen/<class>/000000.png      the same of seen ones, in new pictures
+//! out/classes.txt                  all classes, seen or not: size, colour, shape
+//! out/templates.txt                prompts for them
+//! ```
+//!
 //! Picture i of a split depends on the seed, the split and i only, so a longer data set begins with the shorter one.
 
 mod paint;
+mod pairs;
 mod scene;
 mod shape;
+mod shards;
 mod video;
 
 use std::fs;
@@ -24,13 +37,31 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+pub use pairs::{Attributes, Captioned, held_out};
 pub use scene::{Description, Scene};
 pub use shape::Kind;
+pub use shards::{Part, pair};
 pub use video::{Clip, Object};
 
 use super::image::Image;
 use super::rng::{Purpose, Stream};
 use crate::{Error, Result};
+
+/// What a data set is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Cluttered pictures in class folders, a caption for each.
+    Pictures,
+    /// Moving things with masks, `frames` pictures in a clip.
+    Clips {
+        /// Pictures in a clip.
+        frames: usize,
+    },
+    /// Clear pictures with several captions each. A quarter of the pairs of colour and shape are kept out of training
+    /// ([`held_out`]); validation consists of them. Besides `train` and `val` pairs there are `val` pictures in class folders
+    /// of held-out and as many of seen combinations.
+    Pairs,
+}
 
 /// What to generate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,17 +74,24 @@ pub struct Config {
     pub val: usize,
     /// Side of a picture in pixels.
     pub size: usize,
-    /// Number of classes, 2 to 12.
+    /// Number of shapes, 2 to 12: the classes of labelled pictures.
     pub classes: usize,
-    /// Largest angle in degrees by which the shape of a labelled picture is turned to either side, up to 180.
+    /// Largest angle in degrees by which the shape of a picture is turned to either side, up to 180.
     pub turn: u32,
-    /// Pictures in a clip; `None` for single labelled pictures.
-    pub frames: Option<usize>,
+    /// What it is made of.
+    pub content: Content,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { seed: 0, train: 4000, val: 1000, size: 64, classes: 8, turn: 30, frames: None }
+        Self { seed: 0, train: 4000, val: 1000, size: 64, classes: 8, turn: 30, content: Content::Pictures }
+    }
+}
+
+impl Config {
+    /// The usual data set of images with captions.
+    pub fn pairs() -> Self {
+        Self { train: 20_000, size: 32, classes: 6, turn: 12, content: Content::Pairs, ..Self::default() }
     }
 }
 
@@ -65,7 +103,7 @@ pub struct Report {
     /// Pictures, all frames counted.
     pub images: u64,
     /// Class names, by label.
-    pub classes: Vec<&'static str>,
+    pub classes: Vec<String>,
 }
 
 /// One of the two parts of a data set.
@@ -114,10 +152,18 @@ impl Config {
                 return Err(Error::config(key, given, "at most 10000000"));
             }
         }
-        if let Some(frames) = self.frames.filter(|frames| !(1..=10_000).contains(frames)) {
-            return Err(Error::config("frames", frames, "1 to 10000"));
+        match self.content {
+            Content::Clips { frames } if !(1..=10_000).contains(&frames) => {
+                Err(Error::config("frames", frames, "1 to 10000"))
+            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// How often `progress` of [`generate`] is called: pictures, or clips.
+    pub fn pictures(&self) -> u64 {
+        let folders = if self.content == Content::Pairs { 2 * self.val } else { 0 };
+        (self.train + self.val + folders) as u64
     }
 
     /// The shapes used, by label.
@@ -149,28 +195,30 @@ pub fn generate(config: &Config, out: impl AsRef<Path>, progress: &(dyn Fn(u64) 
         let cause = "the folder is not empty, and a data set must not be mixed with other files".to_owned();
         return Err(Error::Dataset { path: out.to_path_buf(), cause });
     }
-    let mut report =
-        Report { root: out.to_path_buf(), images: 0, classes: config.kinds().iter().map(|kind| kind.name()).collect() };
+    let mut report = Report { root: out.to_path_buf(), images: 0, classes: Vec::new() };
+    if config.content == Content::Pairs {
+        report.classes = shards::generate(config, out, progress)?;
+        report.images = config.pictures();
+        return Ok(report);
+    }
+    report.classes = config.kinds().iter().map(|kind| kind.name().to_owned()).collect();
     let (mut tsv, mut jsonl) = (String::new(), String::new());
     for (split, count) in [(Split::Train, config.train), (Split::Val, config.val)] {
         if count == 0 {
             continue;
         }
-        match config.frames {
-            None => {
-                for line in pictures(config, split, count, out, progress)? {
-                    tsv.push_str(&format!("{}\t{}\n", line.file, line.caption));
-                    push_json(&mut jsonl, &line)?;
-                }
-                report.images += count as u64;
+        if let Content::Clips { frames } = config.content {
+            clips(config, split, count, frames, out, progress)?;
+            report.images += (count * frames) as u64;
+        } else {
+            for line in pictures(config, split, count, out, progress)? {
+                tsv.push_str(&format!("{}\t{}\n", line.file, line.caption));
+                jsonl.push_str(&json(&line)?);
             }
-            Some(frames) => {
-                clips(config, split, count, frames, out, progress)?;
-                report.images += (count * frames) as u64;
-            }
+            report.images += count as u64;
         }
     }
-    if config.frames.is_none() {
+    if config.content == Content::Pictures {
         write(&out.join("captions.tsv"), &tsv)?;
         write(&out.join("captions.jsonl"), &jsonl)?;
     }
@@ -227,13 +275,11 @@ fn clips(
             mask.save(masks.join(format!("{t:05}.png")))?;
         }
         progress(1);
-        let mut line = String::new();
         let size = config.size;
         let content = serde_json::json!({
             "clip": name, "frames": frames, "size": size, "caption": clip.caption, "objects": clip.objects,
         });
-        push_json(&mut line, &content)?;
-        Ok(line)
+        json(&content)
     };
     let lines: Vec<String> = (0..count).into_par_iter().map(one).collect::<Result<_>>()?;
     write(&root.join("clips.jsonl"), &lines.concat())
@@ -242,14 +288,16 @@ fn clips(
 /// The first pictures of the training split, for a contact sheet.
 pub fn samples(config: &Config, count: usize) -> Result<Vec<Image>> {
     config.check()?;
-    Ok((0..count).into_par_iter().map(|index| config.picture(Split::Train, index).0.image).collect())
+    let one = |index| match config.content {
+        Content::Pairs => pair(config, Part::Train, index).image,
+        _ => config.picture(Split::Train, index).0.image,
+    };
+    Ok((0..count).into_par_iter().map(one).collect())
 }
 
-fn push_json(lines: &mut String, value: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string(value).map_err(|e| Error::Training(format!("synth: {e}")))?;
-    lines.push_str(&text);
-    lines.push('\n');
-    Ok(())
+/// A line of JSON.
+fn json(value: &impl serde::Serialize) -> Result<String> {
+    Ok(serde_json::to_string(value).map_err(|e| Error::Training(format!("synth: {e}")))? + "\n")
 }
 
 fn create(folder: &Path) -> Result<()> {
@@ -265,11 +313,12 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
+    use crate::data::Pairs;
     use crate::data::folder::{Folder, Source};
     use crate::data::label_map::LabelMap;
 
     fn small() -> Config {
-        Config { seed: 4, train: 20, val: 9, size: 24, classes: 8, turn: 30, frames: None }
+        Config { seed: 4, train: 20, val: 9, size: 24, classes: 8, turn: 30, content: Content::Pictures }
     }
 
     #[test]
@@ -299,14 +348,49 @@ mod tests {
     }
 
     #[test]
+    fn pairs_form_shards_and_class_folders() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { seed: 3, train: 1100, val: 50, size: 16, ..Config::pairs() };
+        let done = AtomicU64::new(0);
+        let report = generate(&config, dir.path(), &|n| _ = done.fetch_add(n, Ordering::Relaxed)).unwrap();
+        assert_eq!((report.images, done.into_inner(), report.classes.len()), (1250, 1250, 96));
+        let open = |part: &str| Pairs::open(dir.path().join(part), &Default::default()).unwrap();
+        let (train, val) = (open("train"), open("val"));
+        assert_eq!((train.len(), val.len(), train.skipped().count), (1100, 50, 0));
+        assert_eq!((train.captions(1099).unwrap().len(), val.captions(7).unwrap().len()), (3, 2));
+        assert_eq!(train.load(1099).unwrap().width, 16);
+
+        let text = |file: &str| fs::read_to_string(dir.path().join(file)).unwrap();
+        let classes: Vec<String> = text("classes.txt").lines().map(str::to_owned).collect();
+        assert!(classes == report.classes && classes.contains(&"large red circle".into()));
+        assert!(text("templates.txt").lines().all(|line| line.contains("{}")));
+        let (unseen, seen) =
+            (Folder::open(dir.path().join("unseen")).unwrap(), Folder::open(dir.path().join("seen")).unwrap());
+        assert_eq!((unseen.len(), unseen.classes().len(), seen.len(), seen.classes().len()), (50, 24, 50, 50));
+        assert!(unseen.classes().iter().all(|class| classes.contains(class) && !seen.classes().contains(class)));
+        // No caption of training names a colour and a shape that are held out.
+        for index in 0..train.len() {
+            let caption = train.captions(index).unwrap().concat();
+            for class in unseen.classes() {
+                let words: Vec<&str> = class.split(' ').collect();
+                assert!(!(caption.contains(words[1]) && caption.contains(words[2])), "{caption}");
+            }
+        }
+    }
+
+    #[test]
     fn threads_do_not_change_the_files() {
         let bytes = |threads: usize| {
             let dir = tempfile::tempdir().unwrap();
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| generate(&small(), dir.path(), &|_| ())).unwrap();
-            let folder = Folder::open(dir.path().join("train")).unwrap();
+            pool.install(|| generate(&small(), dir.path().join("a"), &|_| ())).unwrap();
+            let pairs = Config { content: Content::Pairs, ..small() };
+            pool.install(|| generate(&pairs, dir.path().join("b"), &|_| ())).unwrap();
+            let folder = Folder::open(dir.path().join("a/train")).unwrap();
             let mut all: Vec<Vec<u8>> = (0..folder.len()).map(|i| fs::read(folder.path(i)).unwrap()).collect();
-            all.push(fs::read(dir.path().join("captions.jsonl")).unwrap());
+            let files =
+                ["a/captions.jsonl", "b/train/00000.tar", "b/val/00000.tar", "b/unseen/small green circle/000000.png"];
+            all.extend(files.map(|file| fs::read(dir.path().join(file)).unwrap()));
             all
         };
         let one = bytes(1);
@@ -316,7 +400,7 @@ mod tests {
     #[test]
     fn clips_have_a_mask_for_every_frame() {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config { train: 2, val: 1, frames: Some(3), ..small() };
+        let config = Config { train: 2, val: 1, content: Content::Clips { frames: 3 }, ..small() };
         let report = generate(&config, dir.path(), &|_| ()).unwrap();
         assert_eq!(report.images, 9);
         for (split, clip) in [("train", "00001"), ("val", "00000")] {
@@ -341,7 +425,7 @@ mod tests {
             Config { train: 0, ..small() },
             Config { turn: 181, ..small() },
             Config { val: usize::MAX, ..small() },
-            Config { frames: Some(0), ..small() },
+            Config { content: Content::Clips { frames: 0 }, ..small() },
         ] {
             assert!(matches!(config.check(), Err(Error::Config { .. })), "{config:?}");
         }

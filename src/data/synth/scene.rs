@@ -199,7 +199,8 @@ fn caption(rng: &mut Stream, d: &Description) -> String {
     }
 }
 
-fn article(word: &str) -> &'static str {
+/// `a` or `an`.
+pub fn article(word: &str) -> &'static str {
     if word.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
 }
 

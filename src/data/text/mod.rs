@@ -4,6 +4,7 @@
 //! from a `tokenizer.json` of Hugging Face; [`train`] makes one from captions. [`Settings`] say what happens before and after:
 //! lower case, punctuation, end of text, length. They belong to the weights, so a run stores them.
 
+mod beside;
 mod canonical;
 mod spm;
 mod train;
@@ -109,6 +110,8 @@ enum Model {
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     path: PathBuf,
+    /// The file, to be [saved](Tokenizer::save) beside weights.
+    bytes: Vec<u8>,
     model: Model,
     eos: u32,
     settings: Settings,
@@ -154,7 +157,7 @@ impl Tokenizer {
             None if settings.eos == Eos::None => 0,
             None => return Err(fault("it has no end-of-text piece; use eos = \"none\"".into())),
         };
-        let tokenizer = Self { path: path.to_path_buf(), model, eos, settings };
+        let tokenizer = Self { path: path.to_path_buf(), bytes: bytes.to_vec(), model, eos, settings };
         if tokenizer.settings.pad as usize >= tokenizer.vocab() {
             let expected = format!("below {}, the tokenizer's vocabulary", tokenizer.vocab());
             return Err(Error::config("pad", tokenizer.settings.pad, expected));
@@ -181,6 +184,10 @@ impl Tokenizer {
         }
         let cause = format!("it has {} ids, the model has embeddings for {embeddings}", self.vocab());
         Err(Error::tokenizer(&self.path, cause))
+    }
+
+    fn is_json(&self) -> bool {
+        matches!(self.model, Model::Json(_))
     }
 
     /// The end-of-text id; `None` if the settings do without.

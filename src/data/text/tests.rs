@@ -1,3 +1,5 @@
+use std::fs;
+
 use super::*;
 
 const NORMAL: u64 = 1;
@@ -290,4 +292,26 @@ fn lines_of_a_file() {
     assert_eq!(read_lines(&path).unwrap(), ["one", "", "zwölf"]);
     std::fs::write(&path, b"one\n\xff\n").unwrap();
     assert!(read_lines(&path).unwrap_err().to_string().ends_with("line 2 is not UTF-8"));
+}
+
+#[test]
+fn a_tokenizer_lies_beside_its_weights() {
+    let place = tempfile::tempdir().unwrap();
+    let (run, other) = (place.path().join("run"), place.path().join("other.model"));
+    let given = Settings { lower: Lower::Unicode, ..settings(5) };
+    open(&letters(), given.clone()).save(&run).unwrap();
+    let found = Tokenizer::beside(&run, None, settings(9)).unwrap();
+    assert_eq!((found.settings(), found.vocab()), (&given, open(&letters(), given.clone()).vocab()));
+    // By a file of the folder, and with another file in its place: the settings stay those of the weights.
+    fs::write(&other, letters()).unwrap();
+    let weights = run.join("model.safetensors");
+    assert_eq!(Tokenizer::beside(&weights, Some(&other), settings(9)).unwrap().settings(), &given);
+    // Without stored settings, the usual ones.
+    fs::remove_file(run.join("tokenizer_settings.json")).unwrap();
+    assert_eq!(Tokenizer::beside(&run, None, settings(9)).unwrap().settings(), &settings(9));
+    fs::write(run.join("tokenizer_settings.json"), "{}").unwrap();
+    let text = |e: Error| e.to_string();
+    assert!(text(Tokenizer::beside(&run, None, settings(9)).unwrap_err()).contains("tokenizer_settings.json"));
+    fs::remove_file(run.join("tokenizer.model")).unwrap();
+    assert!(text(Tokenizer::beside(&run, None, settings(9)).unwrap_err()).contains("--tokenizer"));
 }

@@ -6,13 +6,12 @@ use bytemuck::{Pod, Zeroable};
 use super::{Dims, Gradients, OP, Panel, Part};
 use crate::device::{Device, Launch, Storage};
 use crate::ops::indices::count32;
+use crate::ops::pairs::SIDE;
 use crate::tensor::elementwise;
 use crate::{DType, Error, Result, Tensor};
 
-/// Rows and columns of the pairs of a block (`SIDE` in sigmoid_pair_loss.cuh): 64 KiB of shared memory and 128 registers a
-/// thread let two blocks share a multiprocessor, so that one multiplies while the other takes exponentials. Not measured yet.
-pub(super) const SIDE: usize = 128;
-/// Threads of a block (`THREADS`).
+/// Threads of a block (`THREADS`), which has [`SIDE`] x [`SIDE`] pairs: 64 KiB of shared memory and 128 registers a thread let
+/// two blocks share a multiprocessor, so that one multiplies while the other takes exponentials. Not measured yet.
 const THREADS: u32 = 256;
 /// Bytes of a tile's sums: six f64.
 const SLOT: usize = 48;
@@ -98,7 +97,7 @@ pub(super) fn grid(rows: usize, cols: usize, dtype: DType) -> Launch {
 }
 
 /// What `g` is stored times (`struct Gain`).
-fn gain(dtype: DType) -> f64 {
+pub(super) fn gain(dtype: DType) -> f64 {
     if dtype == DType::F16 { 32768.0 } else { 1.0 }
 }
 

@@ -24,56 +24,12 @@ mod tests;
 
 pub use case::{case, cases};
 
-use crate::device::gemm::{GemmSpec, Layout, Offsets, gemm_part};
+pub use crate::ops::pairs::Block;
+use crate::ops::pairs::{Panel, Part, accumulate, parts, product};
 use crate::ops::{float, on, same, shaped, typed};
 use crate::{DType, Device, Error, Result, Tape, Tensor, Var};
 
 const OP: &str = "sigmoid_pair_loss";
-
-/// Where a block of pairs lies in the matrix of all pairs, and what the loss is divided by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Block {
-    /// Number of the first row of `x` in the whole batch.
-    pub row0: usize,
-    /// Number of the first row of `y`. Offsets that never meet make every pair a negative.
-    pub col0: usize,
-    /// `n`: pairs of the whole batch. Losses and gradients of blocks with one divisor add up to those of the whole.
-    pub divisor: usize,
-}
-
-impl Block {
-    /// All pairs of `n` rows with `n` rows.
-    pub const fn whole(n: usize) -> Self {
-        Self { row0: 0, col0: 0, divisor: n }
-    }
-}
-
-/// Rows and columns of a panel at most, multiples of a tile of [`launch`].
-#[derive(Clone, Copy, Debug)]
-struct Panel {
-    rows: usize,
-    cols: usize,
-}
-
-impl Panel {
-    /// GPUs: 32 MiB in 16-bit types, which stay in the 50 MiB of an H100's L2 between the three products that touch them,
-    /// and 192 tiles of 128 x 128 for each product of 768 columns; not measured yet. CPU: 4 MiB of f32, for the cache.
-    fn of(device: &Device) -> Self {
-        match device {
-            Device::Cpu => Self { rows: 1024, cols: 1024 },
-            _ => Self { rows: 4096, cols: 4096 },
-        }
-    }
-
-    /// The panels' size for these rows and columns: as few as the limit allows, of equal size in whole tiles.
-    fn fit(self, rows: usize, cols: usize) -> Self {
-        let step = |n: usize, most: usize| {
-            let parts = n.div_ceil(most).max(1);
-            n.div_ceil(parts).next_multiple_of(launch::SIDE).min(n)
-        };
-        Self { rows: step(rows, self.rows), cols: step(cols, self.cols) }
-    }
-}
 
 /// Extents checked once, used by reference and launch.
 #[derive(Clone, Copy, Debug)]
@@ -114,17 +70,6 @@ impl Dims {
         let positives = (rows.min(cols - self.shift) - 0.max(-self.shift)).max(0) as usize;
         [positives, self.rows * self.cols - positives]
     }
-}
-
-/// One sweep's part of the pairs: rows and columns from a first one on.
-#[derive(Clone, Copy, Debug)]
-struct Part {
-    row: usize,
-    col: usize,
-    rows: usize,
-    cols: usize,
-    /// As in [`Dims`], from the part's corner.
-    shift: i64,
 }
 
 /// The loss `[1]` of `x: [n, d]` with `y: [m, d]`, rows of length 1, and of its logits the mean of the positives, the mean of
@@ -174,7 +119,7 @@ fn in_panels(
         for (((to, sums), factor), dtype) in slots.into_iter().zip([dx, dy, dlog_scale, dbias]).zip(factors).zip(dtypes)
         {
             if to.is_some() {
-                grads.add(to, scaled(sums, factor, &dloss, dtype)?)?;
+                grads.add(to, scaled(OP, sums, factor, &dloss, dtype)?)?;
             }
         }
         Ok(())
@@ -242,28 +187,23 @@ fn sweep(
     let mut g =
         if on_cpu || of_x || of_y { Some(Tensor::uninit([panel.rows * panel.cols], x.dtype(), device)?) } else { None };
     let mut totals = Totals::new(device, panel)?;
-    for row in (0..dims.rows).step_by(panel.rows.max(1)) {
-        for col in (0..dims.cols).step_by(panel.cols.max(1)) {
-            let (rows, cols) = (panel.rows.min(dims.rows - row), panel.cols.min(dims.cols - col));
-            let shift = (dims.shift + row as i64 - col as i64).clamp(-(rows as i64), cols as i64);
-            let part = Part { row, col, rows, cols, shift };
-            match &mut totals {
-                Totals::Host(totals) => {
-                    let Some(g) = &mut g else { continue };
-                    product(&x, (row, rows), &y, (col, cols), dims.dim, g)?;
-                    reference::panel(g, log_scale, bias, part, wanted.is_some(), totals)?;
-                }
-                Totals::Device(totals) => {
-                    launch::panel(&x, &y, log_scale, bias, dims, part, wanted.is_some(), g.as_mut(), totals)?;
-                }
+    for part in parts(panel, dims.rows, dims.cols, dims.shift) {
+        match &mut totals {
+            Totals::Host(totals) => {
+                let Some(g) = &mut g else { continue };
+                product(OP, &x, (part.row, part.rows), &y, (part.col, part.cols), dims.dim, g)?;
+                reference::panel(g, log_scale, bias, part, wanted.is_some(), totals)?;
             }
-            if let (Some(g), Some(gradients)) = (&g, &mut gradients) {
-                if of_x {
-                    accumulate(g, part, &y, dims.dim, false, &mut gradients.dx)?;
-                }
-                if of_y {
-                    accumulate(g, part, &x, dims.dim, true, &mut gradients.dy)?;
-                }
+            Totals::Device(totals) => {
+                launch::panel(&x, &y, log_scale, bias, dims, part, wanted.is_some(), g.as_mut(), totals)?;
+            }
+        }
+        if let (Some(g), Some(gradients)) = (&g, &mut gradients) {
+            if of_x {
+                accumulate(OP, g, part, &y, dims.dim, false, &mut gradients.dx)?;
+            }
+            if of_y {
+                accumulate(OP, g, part, &x, dims.dim, true, &mut gradients.dy)?;
             }
         }
     }
@@ -293,37 +233,22 @@ impl Totals {
     }
 }
 
-/// `s = x y^T` of some rows of each.
-fn product(
-    x: &Tensor,
-    of_x: (usize, usize),
-    y: &Tensor,
-    of_y: (usize, usize),
-    dim: usize,
-    s: &mut Tensor,
-) -> Result<()> {
-    let ((row, rows), (col, cols), dtype) = (of_x, of_y, x.dtype());
-    let layout = Layout { m: rows, n: cols, k: dim, trans_a: false, trans_b: true, input: dtype, output: dtype };
-    let at = Offsets { a: row * dim, b: col * dim, d: 0 };
-    gemm_part(&GemmSpec { layout, alpha: 1.0, beta: 0.0 }, at, x.storage(), y.storage(), s.storage_mut(OP)?)
-}
-
-/// Adds `g` times the part's rows of `y` to its rows of `dx`, or, `transposed`, `g^T` times those of `x` to those of `dy`. The
-/// first part of each overwrites what is there.
-fn accumulate(g: &Tensor, part: Part, with: &Tensor, dim: usize, transposed: bool, sums: &mut Tensor) -> Result<()> {
-    let Part { row, col, rows, cols, .. } = part;
-    let (m, k, to, from) = if transposed { (cols, rows, col, row) } else { (rows, cols, row, col) };
-    let layout = Layout { m, n: dim, k, trans_a: transposed, trans_b: false, input: g.dtype(), output: sums.dtype() };
-    let spec = GemmSpec { layout, alpha: 1.0, beta: if from == 0 { 0.0 } else { 1.0 } };
-    let at = Offsets { a: 0, b: from * dim, d: to * dim };
-    gemm_part(&spec, at, g.storage(), with.storage(), sums.storage_mut(OP)?)
+/// What `g` is stored times on kernels.
+pub(super) fn gain(dtype: DType) -> f64 {
+    launch::gain(dtype)
 }
 
 /// `dloss · factor · sums` in `dtype`, in place where that is the type of the sums.
-fn scaled(mut sums: Tensor, factor: Option<&Tensor>, dloss: &Tensor, dtype: DType) -> Result<Tensor> {
-    shaped(OP, "dloss", dloss, &[1])?;
-    typed(OP, "dloss", dloss, sums.dtype())?;
-    on(OP, "dloss", dloss, &sums)?;
+pub(super) fn scaled(
+    op: &'static str,
+    mut sums: Tensor,
+    factor: Option<&Tensor>,
+    dloss: &Tensor,
+    dtype: DType,
+) -> Result<Tensor> {
+    shaped(op, "dloss", dloss, &[1])?;
+    typed(op, "dloss", dloss, sums.dtype())?;
+    on(op, "dloss", dloss, &sums)?;
     let mut other =
         if dtype == sums.dtype() { None } else { Some(Tensor::uninit(sums.shape().clone(), dtype, sums.device())?) };
     match sums.device() {

@@ -3,6 +3,7 @@ mod memory;
 use super::case::build;
 use super::{Block, Dims, Panel, case, forward, in_panels, launch, sigmoid_pair_loss};
 use crate::ops::Case;
+use crate::ops::pairs::SIDE;
 use crate::testing::{check, check_gradients, devices};
 use crate::{DType, Device, Grads, Param, Tape, Tensor, Var};
 
@@ -402,11 +403,11 @@ fn panels_and_grids_cover_every_pair() {
         let panel = Panel { rows: 4096, cols: 4096 }.fit(n, m);
         for (n, step) in [(n, panel.rows), (m, panel.cols)] {
             assert!(step <= 4096 && step <= n && (step > 0 || n == 0));
-            assert!(step == n || step % launch::SIDE == 0);
+            assert!(step == n || step % SIDE == 0);
             assert_eq!(n.div_ceil(step.max(1)), n.div_ceil(4096), "as few as the limit allows");
         }
         let grid = launch::grid(panel.rows, panel.cols, DType::BF16);
-        assert!(grid.grid[0] as usize * launch::SIDE * launch::SIDE >= panel.rows * panel.cols);
+        assert!(grid.grid[0] as usize * SIDE * SIDE >= panel.rows * panel.cols);
         assert_eq!((grid.block[0] % 32, grid.shared), (0, 64 << 10));
     }
 }

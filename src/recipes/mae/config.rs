@@ -135,7 +135,7 @@ impl fmt::Display for Preset {
 }
 
 /// `64` as a square, `64x32` as height and width.
-pub(super) fn parse_size(text: &str) -> std::result::Result<[usize; 2], String> {
+pub fn parse_size(text: &str) -> std::result::Result<[usize; 2], String> {
     let side = |text: &str| text.parse().map_err(|_| "expected pixels, as in 64, or height x width, as in 64x32");
     match text.split_once('x') {
         Some((h, w)) => Ok([side(h)?, side(w)?]),

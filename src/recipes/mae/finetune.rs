@@ -15,7 +15,7 @@ use crate::data::{Batch, Folder, Purpose, Source, Stream};
 use crate::nn::{Drops, Module};
 use crate::ops::cross_entropy::{Targets, cross_entropy};
 use crate::optim::schedule::scaled_lr;
-use crate::recipes::{Inputs, Numbers, Task};
+use crate::recipes::{Found, Inputs, Task};
 use crate::{Error, Grads, Result, Tape, Tensor, Var};
 
 /// Everything a fine-tuning run depends on: the flags of `ocellus finetune`. Defaults are those of ViT-B in the paper.
@@ -257,17 +257,12 @@ impl Task for Finetune {
         })
     }
 
-    fn micro_step(&mut self, inputs: &FinetuneInputs, scale: f64, grads: &mut Grads) -> Result<Tensor> {
+    fn micro_step(&mut self, inputs: &FinetuneInputs, scale: f64, grads: &mut Grads) -> Result<Found> {
         let tape = Tape::new();
         let logits = self.model.forward(&tape, &Var::constant(inputs.images.clone()), None, &inputs.drops)?;
         let loss = cross_entropy(&tape, &logits, Targets::Soft(&inputs.targets), 0.0)?;
         tape.backward_scaled(&loss, scale, grads)?;
-        Ok(loss.value().clone())
-    }
-
-    fn end_of_epoch(&mut self, _epoch: u64) -> Result<Numbers> {
-        let Score { top1, top5, loss } = self.validation()?;
-        Ok(vec![("val_top1", top1), ("val_top5", top5), ("val_loss", loss)])
+        Ok(loss.value().clone().into())
     }
 }
 

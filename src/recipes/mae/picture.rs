@@ -103,21 +103,8 @@ pub fn grid(pictures: &[Picture]) -> Result<Image> {
     let mut tiles = Vec::with_capacity(4 * pictures.len());
     for p in pictures {
         for values in [&p.original, &p.masked, &p.reconstruction, &p.pasted] {
-            tiles.push(enlarge(to_image(values, p.size, IMAGENET_MEAN, IMAGENET_STD)?)?);
+            tiles.push(contact::enlarge(&to_image(values, p.size, IMAGENET_MEAN, IMAGENET_STD)?, 96)?);
         }
     }
     contact::grid(&tiles, 4, 4)
-}
-
-/// Small images are drawn large enough to look at.
-fn enlarge(image: Image) -> Result<Image> {
-    let factor = (96 / image.width.max(1)).max(1);
-    let (width, height) = (image.width * factor, image.height * factor);
-    let mut data = Vec::with_capacity(3 * width * height);
-    for y in 0..height {
-        for x in 0..width {
-            data.extend_from_slice(&image.pixel(x / factor, y / factor));
-        }
-    }
-    Image::new(width, height, data)
 }

@@ -6,7 +6,7 @@ use crate::data::augment::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::data::masks::random_masking;
 use crate::data::{Batch, Image, Purpose, Stream};
 use crate::nn::{Builder, Module};
-use crate::recipes::{Inputs, Task};
+use crate::recipes::{Found, Inputs, Task};
 use crate::{DType, Device, Grads, Result, Tape, Tensor, Var};
 
 /// Pre-training of one model.
@@ -80,12 +80,12 @@ impl Task for Pretrain {
         Ok(PretrainInputs { images, ids: self.masks(batch.epoch, batch.step_in_epoch, count)? })
     }
 
-    fn micro_step(&mut self, inputs: &PretrainInputs, scale: f64, grads: &mut Grads) -> Result<Tensor> {
+    fn micro_step(&mut self, inputs: &PretrainInputs, scale: f64, grads: &mut Grads) -> Result<Found> {
         let tape = Tape::new();
         let images = Var::constant(inputs.images.clone());
         let loss = self.model.loss(&tape, &images, Some(&self.norm), &inputs.ids)?;
         tape.backward_scaled(&loss, scale, grads)?;
-        Ok(loss.value().clone())
+        Ok(loss.value().clone().into())
     }
 
     fn picture(&self) -> Result<Option<(&'static str, Image)>> {

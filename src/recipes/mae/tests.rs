@@ -7,7 +7,7 @@ use crate::nn::{Builder, Drops, Module};
 use crate::ops::adamw::Hyper;
 use crate::ops::cross_entropy::{Targets, cross_entropy};
 use crate::optim::schedule::Cosine;
-use crate::optim::{AdamW, Rules};
+use crate::optim::{AdamW, Optimizer, Rules};
 use crate::random::{normal, stream};
 use crate::{DType, Device, Grads, Param, Result, Tape, Tensor, Var};
 

@@ -65,6 +65,14 @@ pub fn weights(path: &Path) -> Result<Weights> {
     Ok(Weights { dict, sizes, resample })
 }
 
+/// Whether these weights are of an image-text model, by the names of their tensors.
+///
+/// # Errors
+/// What cannot be read.
+pub fn is_siglip(path: &Path) -> Result<bool> {
+    Ok(siglip::detect(&read(path)?).is_ok())
+}
+
 fn read(path: &Path) -> Result<StateDict> {
     let states = path.join(run_state::FOLDER);
     if states.is_dir()
