@@ -19,7 +19,7 @@ const ROTATION: usize = 240 << 20;
 /// Sets of inputs at most: small operations on small inputs stay in the cache rather than take a thousand sets.
 const MAX_SETS: usize = 16;
 /// Shortest time a sample takes: far above what the clock and the events resolve.
-const SAMPLE: Duration = Duration::from_millis(20);
+const SAMPLE: Duration = Duration::from_millis(10);
 /// Samples of which the median is taken.
 const SAMPLES: usize = 9;
 
