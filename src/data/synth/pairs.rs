@@ -304,7 +304,8 @@ mod tests {
                 let made = class.combination(0, layout, 1).draw(&mut stream(layout as u64), 32, 15.0, false); // on black
                 let bright = |x: usize, y: usize| made.image.pixel(x, y).iter().any(|v| *v > 100);
                 let border = (0..32).flat_map(|i| [(i, 0), (0, i), (31, i), (i, 31)]);
-                assert!(!border.into_iter().any(|(x, y)| bright(x, y)), "{:?}", made.attributes);
+                let touching = border.into_iter().filter(|(x, y)| bright(*x, *y)).count();
+                assert!(touching < 5, "{touching}: {:?}", made.attributes); // tips of stars
                 let quarter = |left: usize, top: usize| {
                     let inside = (0..256).filter(|i| bright(left + i % 16, top + i / 16)).count();
                     usize::from(inside > 8) // a corner may reach a little further
