@@ -58,12 +58,13 @@ __device__ __forceinline__ unsigned bound(const EmbeddingBwd& a, int id, bool eq
     return first;
 }
 
-// First stage: blockIdx.x adds up the runs of equal indices in its part. A run that lies in it whole is done.
+// First stage: blockIdx.x, of one warp, adds up the runs of equal indices in its part. A run that lies in it whole is done.
 template <class T>
 __device__ void embedding_bwd(const EmbeddingBwd& a) {
     const unsigned first = blockIdx.x * a.part, last = min(first + a.part, a.picked);
-    for_each_column<T>(a.cols, [&](size_t c, auto width) {
+    for_each_lane_column<T>(a.cols, [&](unsigned c, bool inside, auto width) {
         constexpr int N = decltype(width)::value;
+        if (!inside) return;
         float sum[N] = {};
         unsigned begin = first;  // of the run
         for (unsigned i = first; i < last; ++i) {

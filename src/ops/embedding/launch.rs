@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Dims, Lookup, OP};
 use crate::device::Launch;
-use crate::ops::column_sum::sums_grid;
+use crate::ops::column_sum::lanes_grid;
 use crate::ops::indices::count32;
 use crate::{DType, Result, Tensor};
 
@@ -93,7 +93,7 @@ pub(super) fn backward(dy: &Tensor, lookup: &Lookup, dims: Dims, dtable: &mut Te
     let parts = count32(OP, "ids", parts)?;
     // SAFETY: dy is [M, D], ids and order [M], sums [2 parts, D] and dtable [V, D], as struct EmbeddingBwd states; the
     // kernel reads no position of `order` and writes no row of `ids` that is out of range.
-    unsafe { device.launch(OP, "embedding_bwd", dy.dtype(), sums_grid(parts, args.cols), &args)? };
+    unsafe { device.launch(OP, "embedding_bwd", dy.dtype(), lanes_grid(parts, args.cols, 1), &args)? };
     // SAFETY: as above; `sums` is filled by the launch before on the same stream.
     unsafe { device.launch(OP, "embedding_bwd_runs", DType::F32, runs_grid(parts, args.cols), &args) }
 }
