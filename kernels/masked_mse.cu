@@ -2,6 +2,7 @@
 // norm_pix normalised per patch: t = (x - mean) / sqrt(var + eps), var with P - 1. Means are taken of differences to the
 // patch's first value, in two passes: a patch of one colour gives exactly 0 and a nearly constant one keeps its digits.
 // Reference and gradient: src/ops/masked_mse.
+// spill-ok: masked_mse_???_from_f32_* the f32 pixels of a patch fill the registers: up to four numbers are read again a row
 // narrow-ok: masked_mse_* four values at a time, which 16-bit and 8-bit types fill to 8 and 4 bytes
 #include "pixels.cuh"
 
