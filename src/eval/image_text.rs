@@ -272,9 +272,38 @@ mod tests {
     fn all_captions_of_an_image_take_part_in_retrieval() {
         let setting = Setting::new();
         let pairs = Arc::new(Pairs::open(setting.place.path().join("pairs/val"), &Default::default()).unwrap());
-        let found = setting.embedder(3).retrieval(pairs, &[1, 5, 20], || ()).unwrap();
+        let found = setting.embedder(3).retrieval(pairs.clone(), &[1, 5], || ()).unwrap();
         assert_eq!((found.images, found.captions, found.skipped.len()), (10, 20, 0));
-        assert_eq!((found.found.image_to_text[2], found.found.text_to_image[2]), (1.0, 1.0));
+        // One image and one caption at a time, in another order.
+        let embedder = setting.embedder(1);
+        let (mut rows, mut columns, mut image_of) = (vec![], vec![], vec![]);
+        for (row, index) in (0..).zip(0..pairs.len()) {
+            let image = pairs.load(index).unwrap();
+            let bytes = Interpolation::Bicubic.apply(&image, [16, 16]).unwrap().to_planes();
+            let image = Tensor::from_slice(&bytes, [1, 3, 16, 16], &Device::Cpu).unwrap();
+            rows.extend(unit(&embedder.forward(image).unwrap()));
+            for caption in pairs.captions(index).unwrap() {
+                columns.extend(unit(&embedder.texts(&[caption], |_| ()).unwrap()));
+                image_of.push(row);
+            }
+        }
+        let recall = |queries: &[Vec<f64>], candidates: &[Vec<f64>], is: &dyn Fn(usize, usize) -> bool, k: usize| {
+            let hit = |query: &usize| {
+                let mut order: Vec<usize> = (0..candidates.len()).collect();
+                order.sort_by(|&a, &b| {
+                    dot(&queries[*query], &candidates[b]).total_cmp(&dot(&queries[*query], &candidates[a]))
+                });
+                order[..k].iter().any(|&candidate| is(*query, candidate))
+            };
+            (0..queries.len()).filter(hit).count() as f64 / queries.len() as f64
+        };
+        for (at, k) in [1, 5].into_iter().enumerate() {
+            let expected = recall(&rows, &columns, &|image, caption| image_of[caption] == image, k);
+            assert_eq!(found.found.image_to_text[at], expected, "image to text, {k}");
+            let expected = recall(&columns, &rows, &|caption, image| image_of[caption] == image, k);
+            assert_eq!(found.found.text_to_image[at], expected, "text to image, {k}");
+        }
+        assert!(found.found.text_to_image[1] < 1.0, "{:?}", found.found);
     }
 
     #[test]
