@@ -34,9 +34,15 @@ pub fn mark(dict: &mut StateDict, sizes: &Sizes) -> Result<()> {
 }
 
 /// The sizes that [`mark`] put into a dictionary.
+///
+/// # Errors
+/// What is damaged, or sizes that no model has.
 pub fn marked(dict: &StateDict) -> Result<Option<Sizes>> {
     let damaged = |e| Error::checkpoint(&dict.origin, format!("damaged sizes: {e}"));
-    dict.metadata.get(SIZES).map(|text| serde_json::from_str(text).map_err(damaged)).transpose()
+    let sizes: Option<Sizes> =
+        dict.metadata.get(SIZES).map(|text| serde_json::from_str(text).map_err(damaged)).transpose()?;
+    sizes.as_ref().map_or(Ok(()), Sizes::check)?;
+    Ok(sizes)
 }
 
 /// Reads weights and finds their sizes: from this crate's own metadata, from the config.json of `transformers`, or from the
@@ -255,4 +261,35 @@ pub fn model(path: &Path, device: &Device, dtype: DType, image_size: Option<[usi
     let mut model = Siglip::new(&Builder::new(device, dtype, 0), &sizes)?;
     initialise(&mut model, &sizes, &w)?;
     Ok((model, sizes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(text: &str) -> Result<Sizes> {
+        let config: HfConfig = serde_json::from_str(text).unwrap();
+        from_hf(&config)
+    }
+
+    /// Neither config.json nor this crate's own mark may ask for what cannot be built.
+    #[test]
+    fn stated_sizes_are_checked() {
+        number("{}").unwrap();
+        for text in [
+            r#"{"vision_config": {"num_attention_heads": 0, "num_hidden_layers": 0}}"#,
+            r#"{"text_config": {"hidden_size": 1000000000000000}}"#,
+            r#"{"text_config": {"vocab_size": 1000000000000000}}"#,
+            r#"{"vision_config": {"patch_size": 1000000000000000000, "num_patches": 10000}}"#,
+            r#"{"vision_config": {"patch_size": 9000000000000000000}, "model_type": "siglip2"}"#,
+        ] {
+            assert!(matches!(number(text), Err(Error::Config { .. })), "{text}");
+        }
+        let good = number("{}").unwrap();
+        let mut dict = StateDict::new();
+        mark(&mut dict, &good).unwrap();
+        assert_eq!(marked(&dict).unwrap(), Some(good.clone()));
+        mark(&mut dict, &Sizes { text: Tower { heads: 0, ..good.text }, ..good }).unwrap();
+        assert!(matches!(marked(&dict), Err(Error::Config { .. })));
+    }
 }
