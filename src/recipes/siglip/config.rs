@@ -163,9 +163,10 @@ const GIANT: [usize; 4] = [1536, 40, 16, 6144];
 const SMALL: [usize; 4] = [384, 12, 6, 1536];
 const TINY: [usize; 4] = [192, 12, 3, 768];
 
-/// Vocabularies of the published models: English SigLIP and SigLIP 2.
+/// Ids of the vocabulary of the English SigLIP.
 const ENGLISH: usize = 32_000;
-const GEMMA: usize = 256_000;
+/// Ids of the vocabulary of SigLIP 2, by which its weights are known.
+pub const VOCAB_2: usize = 256_000;
 
 const PRESETS: [Preset; 7] = [
     Preset { name: "micro", image: 32, patch: 4, vision: [96, 6, 3, 384], text: [96, 4, 3, 384], vocab: 4096, len: 16 },
@@ -174,7 +175,7 @@ const PRESETS: [Preset; 7] = [
     Preset { name: "base", image: 224, patch: 16, vision: BASE, text: BASE, vocab: ENGLISH, len: 64 },
     Preset { name: "large", image: 256, patch: 16, vision: LARGE, text: LARGE, vocab: ENGLISH, len: 64 },
     Preset { name: "so400m", image: 384, patch: 14, vision: SO400M, text: SO400M, vocab: ENGLISH, len: 64 },
-    Preset { name: "giant-opt", image: 256, patch: 16, vision: GIANT, text: SO400M, vocab: GEMMA, len: 64 },
+    Preset { name: "giant-opt", image: 256, patch: 16, vision: GIANT, text: SO400M, vocab: VOCAB_2, len: 64 },
 ];
 
 impl Preset {
