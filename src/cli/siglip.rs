@@ -14,6 +14,9 @@ use ocellus::{Error, Result, Tensor};
 
 use super::Machine;
 
+/// Largest number of pairs in a picture, which shows their square.
+const DRAWN: usize = 256;
+
 /// Weights of an image-text model and how it is used.
 #[derive(clap::Args)]
 pub struct Model {
@@ -88,7 +91,7 @@ pub struct Visualize {
     /// Folder to write: similarity.png, captions.png, images.png
     #[arg(long, short, default_value = "pictures")]
     out: PathBuf,
-    /// Pairs drawn, spread over the data set
+    /// Pairs drawn, spread over the data set: at most 256, as each is drawn with each
     #[arg(long, default_value_t = 8)]
     count: usize,
     /// Captions shown for an image, and images for a caption
@@ -217,8 +220,8 @@ pub fn embed_images(
 
 /// Draws.
 pub fn visualize(flags: &Visualize, machine: &Machine) -> Result<()> {
-    if flags.count == 0 {
-        return Err(Error::config("count", 0, "at least 1"));
+    if !(1..=DRAWN).contains(&flags.count) {
+        return Err(Error::config("count", flags.count, format!("1 to {DRAWN}")));
     }
     let pairs = flags.pairs.open()?;
     let loaded = flags.model.inputs.load(&flags.model.model, machine)?;

@@ -11,14 +11,12 @@ use crate::data::transforms::{self, Interpolation};
 use crate::data::{Folder, Image, Pairs, Purpose, Source, Stream};
 use crate::ops::linear;
 use crate::recipes::siglip::picture::Matches;
-use crate::recipes::siglip::{Siglip, Sizes, TokenIds, norm};
+use crate::recipes::siglip::{Siglip, Sizes, TokenIds, VOCAB_2, norm};
 use crate::{Device, Error, Param, Result, Tape, Tensor, Var};
 
-/// Ids of the vocabulary of SigLIP 2, whose texts are padded differently.
-const VOCAB_2: usize = 256_000;
-
 /// The tokenizer beside weights of these sizes, or the one in `file`, see [`Tokenizer::beside`]. Where no settings are stored
-/// they are those of the published models: SigLIP 2 by its vocabulary, else SigLIP as `transformers` has it.
+/// they are those of the published models: SigLIP 2 (whose texts are padded differently) by its vocabulary, else SigLIP as
+/// `transformers` has it.
 ///
 /// # Errors
 /// No tokenizer, or one with another number of ids than the model has embeddings.
@@ -105,17 +103,26 @@ impl Embedder<'_> {
         Tensor::from_slice(&values, [texts.len(), sizes.embed_dim], &Device::Cpu)
     }
 
-    /// The probability `sigmoid(t s + beta)` of every pair of an image and a caption, all at once: for pictures of a few.
+    /// The probability `sigmoid(t s + beta)` of every pair of an image and a caption, for pictures of a few.
     /// `image_of`: the image of each caption.
     ///
     /// # Errors
     /// No images or no captions.
     pub fn matches(&self, images: Vec<Image>, captions: Vec<String>, image_of: Vec<usize>) -> Result<Matches> {
-        let (transform, mut values) = (self.transform()?, Vec::new());
-        for image in &images {
-            values.extend(transform(image, &mut Stream::new(0, Purpose::AUGMENT, 0, 0))?); // draws nothing
+        if images.is_empty() {
+            return Err(Error::value("embed", "images", 0, "at least one"));
         }
-        let embedded = self.forward(Tensor::from_slice(&values, self.sizes.images(images.len()), self.device())?)?;
+        let (transform, sizes) = (self.transform()?, self.sizes);
+        let mut embedded = Vec::with_capacity(images.len() * sizes.embed_dim);
+        for block in images.chunks(self.batch.max(1)) {
+            let mut values = Vec::new();
+            for image in block {
+                values.extend(transform(image, &mut Stream::new(0, Purpose::AUGMENT, 0, 0))?); // draws nothing
+            }
+            let y = self.forward(Tensor::from_slice(&values, sizes.images(block.len()), self.device())?)?;
+            embedded.extend(y.to_f64()?.into_iter().map(|x| x as f32));
+        }
+        let embedded = Tensor::from_slice(&embedded, [images.len(), sizes.embed_dim], &Device::Cpu)?;
         let (rows, columns) = (rows::unit(&embedded)?, rows::unit(&self.texts(&captions, |_| ())?)?);
         let scores = linear::forward(&rows, &columns, None, None)?; // [images, captions]
         let number = |p: &Param| Ok::<_, Error>(p.master.to_f64()?[0]);
@@ -272,18 +279,53 @@ mod tests {
     fn all_captions_of_an_image_take_part_in_retrieval() {
         let setting = Setting::new();
         let pairs = Arc::new(Pairs::open(setting.place.path().join("pairs/val"), &Default::default()).unwrap());
-        let found = setting.embedder(3).retrieval(pairs, &[1, 5, 20], || ()).unwrap();
+        let found = setting.embedder(3).retrieval(pairs.clone(), &[1, 5], || ()).unwrap();
         assert_eq!((found.images, found.captions, found.skipped.len()), (10, 20, 0));
-        assert_eq!((found.found.image_to_text[2], found.found.text_to_image[2]), (1.0, 1.0));
+        // One image and one caption at a time, in another order.
+        let embedder = setting.embedder(1);
+        let (mut rows, mut columns, mut image_of) = (vec![], vec![], vec![]);
+        for (row, index) in (0..).zip(0..pairs.len()) {
+            let image = pairs.load(index).unwrap();
+            let bytes = Interpolation::Bicubic.apply(&image, [16, 16]).unwrap().to_planes();
+            let image = Tensor::from_slice(&bytes, [1, 3, 16, 16], &Device::Cpu).unwrap();
+            rows.extend(unit(&embedder.forward(image).unwrap()));
+            for caption in pairs.captions(index).unwrap() {
+                columns.extend(unit(&embedder.texts(&[caption], |_| ()).unwrap()));
+                image_of.push(row);
+            }
+        }
+        let recall = |queries: &[Vec<f64>], candidates: &[Vec<f64>], is: &dyn Fn(usize, usize) -> bool, k: usize| {
+            let hit = |query: &usize| {
+                let mut order: Vec<usize> = (0..candidates.len()).collect();
+                order.sort_by(|&a, &b| {
+                    dot(&queries[*query], &candidates[b]).total_cmp(&dot(&queries[*query], &candidates[a]))
+                });
+                order[..k].iter().any(|&candidate| is(*query, candidate))
+            };
+            (0..queries.len()).filter(hit).count() as f64 / queries.len() as f64
+        };
+        for (at, k) in [1, 5].into_iter().enumerate() {
+            let expected = recall(&rows, &columns, &|image, caption| image_of[caption] == image, k);
+            assert_eq!(found.found.image_to_text[at], expected, "image to text, {k}");
+            let expected = recall(&columns, &rows, &|caption, image| image_of[caption] == image, k);
+            assert_eq!(found.found.text_to_image[at], expected, "text to image, {k}");
+        }
+        assert!(found.found.text_to_image[1] < 1.0, "{:?}", found.found);
     }
 
     #[test]
     fn probabilities_are_those_of_the_loss() {
         let setting = Setting::new();
+        assert!(setting.embedder(2).matches(vec![], vec!["a star".into()], vec![0]).is_err());
         let images = [[200, 30, 30], [30, 30, 200]].map(|colour| Image::filled(20, 10, colour)).to_vec();
         let captions = ["a red circle", "a blue ring", "a star"].map(str::to_owned).to_vec();
         let embedder = setting.embedder(2);
         let matches = embedder.matches(images.clone(), captions.clone(), vec![0, 1, 1]).unwrap();
+        let one_by_one = setting.embedder(1).matches(images.clone(), captions.clone(), vec![0, 1, 1]).unwrap();
+        for (a, b) in matches.probabilities.iter().zip(&one_by_one.probabilities) {
+            assert!((a - b).abs() < 1e-5 * a, "{a} {b}");
+        }
+        assert_eq!(one_by_one.probabilities.len(), 6);
         let texts = unit(&embedder.texts(&captions, |_| ()).unwrap());
         let squashed: Vec<u8> =
             images.iter().flat_map(|i| Interpolation::Bicubic.apply(i, [16, 16]).unwrap().to_planes()).collect();

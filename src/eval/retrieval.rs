@@ -24,7 +24,8 @@ pub struct Retrieval {
 /// of each caption's image.
 ///
 /// # Errors
-/// Shapes that do not fit, no k or one of 0, an image number out of range, or an image without captions.
+/// Shapes that do not fit, no k or one of 0, an image number out of range, an image without captions, or an embedding that is
+/// not finite.
 pub fn retrieval(images: &Tensor, texts: &Tensor, image_of: &[i32], ks: &[usize]) -> Result<Retrieval> {
     let op = "retrieval";
     let [count, dim] = images.dims(op, "images")?;
@@ -129,5 +130,12 @@ mod tests {
         assert!(text(&[0, 0], &[1]).contains("no caption of image 1"));
         assert!(text(&[0, 1], &[]).contains("ks"));
         assert!(text(&[0, 1], &[1, 0]).contains("ks"));
+        for bad in [f32::NAN, f32::INFINITY] {
+            let y = rows(&[[1.0, 0.0], [0.0, bad]]);
+            for (images, texts) in [(&x, &y), (&y, &x)] {
+                let error = retrieval(images, texts, &[0, 1], &[1]).unwrap_err().to_string();
+                assert!(error.contains("in row 1, expected finite"), "{error}");
+            }
+        }
     }
 }

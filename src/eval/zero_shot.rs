@@ -88,7 +88,8 @@ pub const TEMPLATES: [&str; 16] = [
 /// classes `[P]`.
 ///
 /// # Errors
-/// Shapes that do not fit, no classes, a class number out of range, or a class without prompts.
+/// Shapes that do not fit, no classes, a class number out of range, a class without prompts, or an embedding that is not
+/// finite.
 pub fn class_weights(prompts: &Tensor, class_of: &[i32], classes: usize) -> Result<Tensor> {
     let op = "zero_shot";
     let [count, dim] = prompts.dims(op, "prompts")?;
@@ -124,7 +125,7 @@ pub fn class_weights(prompts: &Tensor, class_of: &[i32], classes: usize) -> Resu
 /// The class of each image, by embeddings `[N, d]` and weights `[classes, d]`; of equal ones the first.
 ///
 /// # Errors
-/// Shapes that do not fit.
+/// Shapes that do not fit, or an embedding that is not finite.
 pub fn predict(images: &Tensor, weights: &Tensor) -> Result<Vec<i32>> {
     let op = "zero_shot";
     let [count, dim] = images.dims(op, "images")?;
@@ -250,6 +251,8 @@ mod tests {
         assert!(text(class_weights(&x, &[0], 2).unwrap_err()).contains("no prompt of class 1"));
         assert!(class_weights(&x, &[0, 0], 1).is_err());
         assert!(predict(&x, &rows(&[[1.0, 0.0, 0.0]])).is_err());
+        assert!(text(predict(&rows(&[[f32::NAN, 0.0]]), &x).unwrap_err()).contains("NaN in row 0"));
+        assert!(text(class_weights(&rows(&[[f32::INFINITY, 0.0]]), &[0], 1).unwrap_err()).contains("inf in row 0"));
         assert!(count_correct(&[0, 1], &[0, 1, 1], None).is_err());
         assert!(count_correct(&[0, 1], &[0, 1], Some(&[true])).is_err());
     }

@@ -36,6 +36,13 @@ impl Metrics {
         Ok(Self { path, file, events: EventWriter::create(&folder.join(Self::EVENTS))? })
     }
 
+    /// Whether there is a line of a kind for a step.
+    pub fn has(&self, kind: &str, step: u64) -> Result<bool> {
+        let text = std::fs::read_to_string(&self.path).map_err(Error::io(&self.path))?;
+        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        Ok(lines.any(|line| line["kind"] == kind && line["step"] == step))
+    }
+
     /// Appends the numbers of one step under a kind (`train`, `eval`).
     pub fn log(&mut self, kind: &'static str, step: u64, epoch: f64, numbers: &Numbers) -> Result<()> {
         let mut line = Map::new();
@@ -95,5 +102,7 @@ mod tests {
         let steps: Vec<u64> =
             text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["step"].as_u64().unwrap()).collect();
         assert_eq!(steps, [1, 2, 3, 4]);
+        assert!(metrics.has("train", 4).unwrap() && !metrics.has("train", 5).unwrap());
+        assert!(!metrics.has("eval", 4).unwrap());
     }
 }

@@ -108,7 +108,8 @@ pub type Evaluate<'a, T> = &'a mut dyn FnMut(&mut T, u64) -> Result<Numbers>;
 /// Trains from update `start` (0, or what [`RunDir::resume`] gave) to the end or to Ctrl-C.
 ///
 /// # Errors
-/// [`Error::NonFinite`] when the loss or a gradient is not finite: the weights are still those of the step before.
+/// [`Error::NonFinite`] when the loss or a gradient is not finite: the weights are still those of the step before. Errors of
+/// `evaluate`, after a checkpoint; a run continued from it evaluates first.
 pub fn run<T: Task>(
     task: &mut T,
     optimizer: &mut dyn Optimizer,
@@ -128,6 +129,17 @@ pub fn run<T: Task>(
     let scale = if task.joint().is_some() { 1.0 } else { 1.0 / plan.accum_iter as f64 };
     let mut stepper = Stepper::new(&device, scale, plan.clip_grad);
     let mut spikes = Spikes::default();
+    let mut measure = |task: &mut T, epoch: u64, metrics: &mut Metrics, progress: &Progress| {
+        let numbers = evaluate(task, epoch)?;
+        if !numbers.is_empty() {
+            progress.note(&format!("epoch {epoch}: {}", describe(&numbers)));
+            metrics.log("eval", epoch * per_epoch, epoch as f64, &numbers)?;
+        }
+        Ok(())
+    };
+    if start > 0 && start.is_multiple_of(per_epoch) && !metrics.has("eval", start)? {
+        measure(task, start / per_epoch, &mut metrics, &progress)?;
+    }
     interrupt::listen();
     for step in start..total {
         let (lr, waited) = (plan.lr(step, micro_batches), loader.stats().total_wait);
@@ -163,10 +175,10 @@ pub fn run<T: Task>(
             for _ in 0..micro_batches % plan.accum_iter {
                 next(loader)?; // a group that is not full is not used
             }
-            let numbers = evaluate(task, done / per_epoch)?;
-            if !numbers.is_empty() {
-                progress.note(&format!("epoch {}: {}", done / per_epoch, describe(&numbers)));
-                metrics.log("eval", done, epoch, &numbers)?;
+            if let Err(error) = measure(task, done / per_epoch, &mut metrics, &progress) {
+                // What was learned is not lost with it; a run that is continued from here begins with what failed.
+                folder.save(done, &task.weights()?, optimizer).unwrap_or_else(|e| tracing::warn!("not saved: {e}"));
+                return Err(error);
             }
         }
         let stop = interrupt::asked() && done < total;

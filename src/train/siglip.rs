@@ -77,13 +77,24 @@ struct Checks {
 }
 
 impl Checks {
+    /// What an evaluation would stumble over is found here, not after the first epoch.
     fn open(config: &Config) -> Result<Self> {
+        let readable = |path: &PathBuf, source: &dyn Source| match (0..source.len()).any(|i| source.load(i).is_ok()) {
+            true => Ok(()),
+            false => Err(Error::Dataset { path: path.clone(), cause: "no readable image".into() }),
+        };
         let classes = |path: &PathBuf| -> Result<_> {
             let folder = Folder::labelled(path)?;
             let names = ClassNames::new(&folder, config.classes.as_deref())?;
+            zero_shot::Prompts::new(&names.names, &zero_shot::TEMPLATES)?;
+            readable(path, &folder)?;
             Ok((Arc::new(folder), names))
         };
-        let pairs = |path: &PathBuf| Pairs::open(path, &reading(config, None)).map(Arc::new);
+        let pairs = |path: &PathBuf| -> Result<_> {
+            let pairs = Pairs::open(path, &reading(config, None))?;
+            readable(path, &pairs)?;
+            Ok(Arc::new(pairs))
+        };
         Ok(Self {
             zero_shot: config.zero_shot.as_ref().map(classes).transpose()?,
             retrieval: config.retrieval.as_ref().map(pairs).transpose()?,

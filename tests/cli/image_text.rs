@@ -129,6 +129,7 @@ fn unusable_text_is_named() {
     names(&embed(&[]), &["required arguments"]);
     let visualize = |flags: &[&str]| fail(pairs.on_run(&["visualize", "siglip"], &[&[val.as_str()], flags].concat()));
     names(&visualize(&["--count", "0"]), &["`count` is 0"]);
+    names(&visualize(&["--count", "257"]), &["`count` is 257", "1 to 256"]);
 
     // Weights of another kind of model.
     succeed(pairs.place.pretrain("mae", &[]));

@@ -141,8 +141,11 @@ impl HfConfig {
     pub fn image_size(&self) -> [usize; 2] {
         let vision = &self.vision_config;
         match vision.num_patches {
-            Some(patches) => [patches.isqrt() * vision.patch_size; 2],
-            None if self.other.get("model_type").is_some_and(|kind| kind == "siglip2") => [16 * vision.patch_size; 2],
+            // What would overflow is too large for the check of the sizes too.
+            Some(patches) => [patches.isqrt().saturating_mul(vision.patch_size); 2],
+            None if self.other.get("model_type").is_some_and(|kind| kind == "siglip2") => {
+                [vision.patch_size.saturating_mul(16); 2]
+            }
             None => vision.image_size,
         }
     }

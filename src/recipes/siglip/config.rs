@@ -64,6 +64,14 @@ pub struct Sizes {
     pub eps: f32,
 }
 
+/// The largest size that is taken for one.
+const MOST: usize = 1 << 20;
+/// The largest number of blocks that is taken for one.
+const DEEPEST: usize = 1 << 10;
+/// The largest number of parameters, ten times that of the largest published model: what a damaged file asks for is refused
+/// before memory is.
+const PARAMETERS: u128 = 20_000_000_000;
+
 impl Sizes {
     /// Patch rows and columns.
     ///
@@ -82,13 +90,14 @@ impl Sizes {
         Ok([h / patch, w / patch])
     }
 
-    /// Refuses sizes that no model can have.
+    /// Refuses sizes that no model has: counts of 0 or beyond reason, heads that do not divide the width.
     ///
     /// # Errors
     /// [`Error::Config`] naming the first.
     pub fn check(&self) -> Result<()> {
-        self.grid()?;
+        let [rows, columns] = self.grid()?;
         let counts = [
+            ("image_size", self.image_size[0].max(self.image_size[1])),
             ("in_chans", self.in_chans),
             ("vision.width", self.vision.width),
             ("vision.hidden", self.vision.hidden),
@@ -98,8 +107,29 @@ impl Sizes {
             ("context_len", self.context_len),
             ("embed_dim", self.embed_dim),
         ];
-        if let Some((key, _)) = counts.iter().find(|(_, count)| *count == 0) {
-            return Err(Error::config(*key, 0, "at least 1"));
+        if let Some((key, count)) = counts.iter().find(|(_, count)| !(1..=MOST).contains(count)) {
+            return Err(Error::config(*key, count, format!("1 to {MOST}")));
+        }
+        let towers = [("vision.heads", "vision.depth", &self.vision), ("text.heads", "text.depth", &self.text)];
+        for (heads, depth, tower) in towers {
+            if tower.heads == 0 || !tower.width.is_multiple_of(tower.heads) {
+                let expected = format!("a divisor of the width, {}", tower.width);
+                return Err(Error::config(heads, tower.heads, expected));
+            }
+            if tower.depth > DEEPEST {
+                return Err(Error::config(depth, tower.depth, format!("at most {DEEPEST}")));
+            }
+        }
+        // What is left out, biases and norms, is a small part; no product of counts up to MOST overflows.
+        let product = |factors: &[usize]| factors.iter().map(|&n| n as u128).product::<u128>();
+        let block = |tower: &Tower| product(&[tower.width, 4 * tower.width + 2 * tower.hidden]);
+        let parameters = product(&[self.vision.depth + 1]) * block(&self.vision)
+            + product(&[self.text.depth]) * block(&self.text)
+            + product(&[self.vision.width, self.in_chans, self.patch_size, self.patch_size])
+            + product(&[self.vision.width, rows, columns])
+            + product(&[self.text.width, self.vocab_size + self.context_len + self.embed_dim]);
+        if parameters > PARAMETERS {
+            return Err(Error::config("sizes", format!("{parameters} parameters"), format!("at most {PARAMETERS}")));
         }
         if !self.vision_head && self.embed_dim != self.vision.width {
             let expected = format!("the width of the image tower, {}, which has no projection", self.vision.width);
@@ -133,9 +163,10 @@ const GIANT: [usize; 4] = [1536, 40, 16, 6144];
 const SMALL: [usize; 4] = [384, 12, 6, 1536];
 const TINY: [usize; 4] = [192, 12, 3, 768];
 
-/// Vocabularies of the published models: English SigLIP and SigLIP 2.
+/// Ids of the vocabulary of the English SigLIP.
 const ENGLISH: usize = 32_000;
-const GEMMA: usize = 256_000;
+/// Ids of the vocabulary of SigLIP 2, by which its weights are known.
+pub const VOCAB_2: usize = 256_000;
 
 const PRESETS: [Preset; 7] = [
     Preset { name: "micro", image: 32, patch: 4, vision: [96, 6, 3, 384], text: [96, 4, 3, 384], vocab: 4096, len: 16 },
@@ -144,7 +175,7 @@ const PRESETS: [Preset; 7] = [
     Preset { name: "base", image: 224, patch: 16, vision: BASE, text: BASE, vocab: ENGLISH, len: 64 },
     Preset { name: "large", image: 256, patch: 16, vision: LARGE, text: LARGE, vocab: ENGLISH, len: 64 },
     Preset { name: "so400m", image: 384, patch: 14, vision: SO400M, text: SO400M, vocab: ENGLISH, len: 64 },
-    Preset { name: "giant-opt", image: 256, patch: 16, vision: GIANT, text: SO400M, vocab: GEMMA, len: 64 },
+    Preset { name: "giant-opt", image: 256, patch: 16, vision: GIANT, text: SO400M, vocab: VOCAB_2, len: 64 },
 ];
 
 impl Preset {
@@ -200,5 +231,39 @@ impl<'de> Deserialize<'de> for Preset {
 impl fmt::Display for Preset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_beyond_reason_are_refused() {
+        let base = || "base".parse::<Preset>().unwrap().sizes(None, None);
+        for name in Preset::names() {
+            name.parse::<Preset>().unwrap().sizes(None, None).check().unwrap();
+        }
+        let (vision, text) = (base().vision, base().text);
+        let huge = 1_000_000_000_000_000;
+        for (sizes, key) in [
+            (Sizes { vision: Tower { heads: 0, depth: 0, ..vision }, ..base() }, "vision.heads"),
+            (Sizes { vision: Tower { heads: 7, ..vision }, ..base() }, "vision.heads"),
+            (Sizes { text: Tower { heads: 0, depth: 0, ..text }, ..base() }, "text.heads"),
+            (Sizes { text: Tower { heads: 7, depth: 0, ..text }, ..base() }, "text.heads"),
+            (Sizes { text: Tower { width: huge, ..text }, ..base() }, "text.width"),
+            (Sizes { text: Tower { depth: huge, ..text }, ..base() }, "text.depth"),
+            (Sizes { vision: Tower { depth: huge, ..vision }, ..base() }, "vision.depth"),
+            (Sizes { vision: Tower { hidden: huge, ..vision }, ..base() }, "vision.hidden"),
+            (Sizes { vocab_size: huge, ..base() }, "vocab_size"),
+            (Sizes { context_len: huge, ..base() }, "context_len"),
+            (Sizes { image_size: [usize::MAX, 224], ..base() }, "image_size"),
+            (Sizes { image_size: [MOST, MOST], ..base() }, "parameters"),
+            (Sizes { image_size: [MOST, MOST], patch_size: MOST, ..base() }, "parameters"),
+            (Sizes { text: Tower { width: 12 << 15, hidden: MOST, ..text }, ..base() }, "parameters"),
+        ] {
+            let error = sizes.check().unwrap_err();
+            assert!(matches!(error, Error::Config { .. }) && error.to_string().contains(key), "{key}: {error}");
+        }
     }
 }

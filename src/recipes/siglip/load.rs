@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::config::Preset;
-use super::{Siglip, Sizes, Tower};
+use super::{Siglip, Sizes, Tower, VOCAB_2};
 use crate::checkpoint::siglip::{self, ERF, HfConfig, Layout, TANH, TextConfig, VisionConfig};
 use crate::checkpoint::{self, LoadOptions, LoadReport, RunFolder, RunState, StateDict, load_into, run_state};
 use crate::nn::pos_embed::Resample;
@@ -34,14 +34,20 @@ pub fn mark(dict: &mut StateDict, sizes: &Sizes) -> Result<()> {
 }
 
 /// The sizes that [`mark`] put into a dictionary.
+///
+/// # Errors
+/// What is damaged, or sizes that no model has.
 pub fn marked(dict: &StateDict) -> Result<Option<Sizes>> {
     let damaged = |e| Error::checkpoint(&dict.origin, format!("damaged sizes: {e}"));
-    dict.metadata.get(SIZES).map(|text| serde_json::from_str(text).map_err(damaged)).transpose()
+    let sizes: Option<Sizes> =
+        dict.metadata.get(SIZES).map(|text| serde_json::from_str(text).map_err(damaged)).transpose()?;
+    sizes.as_ref().map_or(Ok(()), Sizes::check)?;
+    Ok(sizes)
 }
 
 /// Reads weights and finds their sizes: from this crate's own metadata, from the config.json of `transformers`, or from the
 /// tensor shapes. The number of heads is then that of big_vision's query biases or of the preset of the same width, and the
-/// activation that of the layout: tanh, of open_clip erf.
+/// activation that of the layout: tanh; of open_clip erf, with the exceptions that SigLIP 2 makes there.
 ///
 /// Of a run that has not finished, the newest intact checkpoint.
 ///
@@ -200,15 +206,17 @@ fn from_shapes(dict: &StateDict, heads: Option<[usize; 2]>, layout: Layout) -> R
             refuse(format!("width {width} is that of no preset and the file states no number of heads"))
         })?;
         let hidden = rows_of(&format!("{layers}.0.mlp.fc1.weight"))?;
-        let gelu = if layout == Layout::OpenClip { Form::Erf } else { Form::Tanh };
-        Ok::<_, Error>(Tower { width, depth, heads, hidden, gelu })
+        Ok::<_, Error>(Tower { width, depth, heads, hidden, gelu: Form::Tanh })
     };
-    let side = rows_of(siglip::POSITIONS)?.isqrt() * patch_size;
+    let side = match (rows_of(siglip::POSITIONS)?.isqrt(), patch_size) {
+        (27, 14) => 384, // squashed to 384 pixels, the last 6 of which belong to no patch
+        (patches, _) => patches.saturating_mul(patch_size),
+    };
     let text = shape("text_model.embeddings.token_embedding.weight")?;
     let &[vocab_size, text_width] = text.as_slice() else {
         return Err(refuse(format!("token_embedding.weight has shape {text:?}, expected [vocabulary, D]")));
     };
-    let sizes = Sizes {
+    let mut sizes = Sizes {
         image_size: [side, side],
         patch_size,
         in_chans,
@@ -220,8 +228,24 @@ fn from_shapes(dict: &StateDict, heads: Option<[usize; 2]>, layout: Layout) -> R
         vision_head: dict.contains("visual_projection.weight"),
         eps: 1e-6,
     };
+    if layout == Layout::OpenClip {
+        (sizes.vision.gelu, sizes.text.gelu) = open_clip_gelu(&sizes);
+    }
     sizes.check()?;
     Ok(sizes)
+}
+
+/// Activations of open_clip's image and text towers: erf, but for the texts of SigLIP 2 and for image towers that only it has
+/// (B/32, L/16 at 512 pixels, So400m/16, g-opt), tanh. An image tower of both generations is erf in both.
+///
+/// Source: `vision_transformer.py` of timm 1.0.31 and `model_configs` of open_clip 3.3.0.
+fn open_clip_gelu(sizes: &Sizes) -> (Form, Form) {
+    let form = |second: bool| if second { Form::Tanh } else { Form::Erf };
+    let vision = matches!(
+        (sizes.vision.width, sizes.patch_size, sizes.image_size[0]),
+        (768, 32, _) | (1024, 16, 512) | (1152, 16, _) | (1536, 16, _)
+    );
+    (form(vision), form(sizes.vocab_size == VOCAB_2))
 }
 
 /// Puts weights into a model of sizes `to`, whose images may have another size. Everything else has to fit.
@@ -255,4 +279,81 @@ pub fn model(path: &Path, device: &Device, dtype: DType, image_size: Option<[usi
     let mut model = Siglip::new(&Builder::new(device, dtype, 0), &sizes)?;
     initialise(&mut model, &sizes, &w)?;
     Ok((model, sizes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Tensor;
+
+    /// Names of open_clip's file with shapes of a model without blocks but the first's `fc1`.
+    fn open_clip(width: usize, patch: usize, patches: usize, vocab: usize) -> Sizes {
+        let mut dict = StateDict::new();
+        for (name, shape) in [
+            ("vision_model.embeddings.patch_embedding.weight", vec![width, 3, patch, patch]),
+            (siglip::POSITIONS, vec![patches, width]),
+            ("vision_model.encoder.layers.0.mlp.fc1.weight", vec![4, width]),
+            ("text_model.embeddings.token_embedding.weight", vec![vocab, 4]),
+            ("text_model.embeddings.position_embedding.weight", vec![64, 4]),
+            ("text_model.encoder.layers.0.mlp.fc1.weight", vec![4, 4]),
+            ("text_model.head.weight", vec![width, 4]),
+        ] {
+            let values = vec![0u8; shape.iter().product()];
+            dict.insert(name, Tensor::from_slice(&values, shape, &Device::Cpu).unwrap()).unwrap();
+        }
+        from_shapes(&dict, Some([1, 1]), Layout::OpenClip).unwrap()
+    }
+
+    #[test]
+    fn activations_of_open_clip_are_those_of_its_configurations() {
+        let (erf, tanh) = (Form::Erf, Form::Tanh);
+        for (width, patch, side, vocab, vision, text) in [
+            (768, 16, 224, 32_000, erf, erf),
+            (768, 16, 256, 250_000, erf, erf),
+            (768, 16, 224, VOCAB_2, erf, tanh),
+            (768, 32, 256, VOCAB_2, tanh, tanh),
+            (1024, 16, 256, VOCAB_2, erf, tanh),
+            (1024, 16, 512, VOCAB_2, tanh, tanh),
+            (1152, 14, 224, VOCAB_2, erf, tanh),
+            (1152, 16, 256, VOCAB_2, tanh, tanh),
+            (1536, 16, 384, VOCAB_2, tanh, tanh),
+        ] {
+            let sizes = open_clip(width, patch, (side / patch) * (side / patch), vocab);
+            let found = (sizes.image_size, sizes.vision.gelu, sizes.text.gelu);
+            assert_eq!(found, ([side; 2], vision, text), "{width}/{patch}, {side} pixels, {vocab} ids");
+        }
+    }
+
+    /// 27 patches of 14 pixels are of images of 384, not 378.
+    #[test]
+    fn a_side_that_is_no_multiple_of_the_patch_is_known() {
+        assert_eq!(open_clip(1152, 14, 729, 32_000).image_size, [384, 384]);
+        assert_eq!(open_clip(1152, 14, 256, 32_000).image_size, [224, 224]);
+    }
+
+    fn stated(text: &str) -> Result<Sizes> {
+        let config: HfConfig = serde_json::from_str(text).unwrap();
+        from_hf(&config)
+    }
+
+    /// Neither config.json nor this crate's own mark may ask for what cannot be built.
+    #[test]
+    fn stated_sizes_are_checked() {
+        stated("{}").unwrap();
+        for text in [
+            r#"{"vision_config": {"num_attention_heads": 0, "num_hidden_layers": 0}}"#,
+            r#"{"text_config": {"hidden_size": 1000000000000000}}"#,
+            r#"{"text_config": {"vocab_size": 1000000000000000}}"#,
+            r#"{"vision_config": {"patch_size": 1000000000000000000, "num_patches": 10000}}"#,
+            r#"{"vision_config": {"patch_size": 9000000000000000000}, "model_type": "siglip2"}"#,
+        ] {
+            assert!(matches!(stated(text), Err(Error::Config { .. })), "{text}");
+        }
+        let good = stated("{}").unwrap();
+        let mut dict = StateDict::new();
+        mark(&mut dict, &good).unwrap();
+        assert_eq!(marked(&dict).unwrap(), Some(good.clone()));
+        mark(&mut dict, &Sizes { text: Tower { heads: 0, ..good.text }, ..good }).unwrap();
+        assert!(matches!(marked(&dict), Err(Error::Config { .. })));
+    }
 }

@@ -16,7 +16,7 @@ pub(crate) mod step;
 mod tests;
 mod text;
 
-pub use config::{Preset, Sizes, Tower};
+pub use config::{Preset, Sizes, Tower, VOCAB_2};
 pub use flags::Config;
 pub use head::{MapHead, Queries};
 pub use image::ImageTower;

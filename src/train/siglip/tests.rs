@@ -1,7 +1,7 @@
 use super::super::gradient;
 use super::super::stepper::Stepper;
 use super::*;
-use crate::data::Batch;
+use crate::data::{Batch, synth};
 use crate::recipes::Task;
 use crate::recipes::siglip::step::tests::{batch, config, task};
 use crate::testing::devices;
@@ -93,4 +93,86 @@ fn the_schedule_counts_updates_and_the_first_rate_is_zero() {
     assert_eq!([rate(0), rate(1), rate(4)], [0.0, 0.25e-3, 1e-3]);
     let cosine = |step: f64| 0.5e-3 * (1.0 + (std::f64::consts::PI * (step - 4.0) / 46.0).cos());
     assert!((rate(27) - cosine(27.0)).abs() < 1e-15 && (rate(49) - cosine(49.0)).abs() < 1e-15);
+}
+
+/// A folder with pairs to learn from and, made from flags, all that a run of 2 epochs of 2 updates has.
+fn place() -> (tempfile::TempDir, Plan, Arc<Pairs>) {
+    let place = tempfile::tempdir().unwrap();
+    let pairs = synth::Config { train: 8, val: 4, size: 16, ..synth::Config::pairs() };
+    synth::generate(&pairs, place.path().join("pairs"), &|_| ()).unwrap();
+    let data = Arc::new(Pairs::open(place.path().join("pairs/train"), &Default::default()).unwrap());
+    let flags = ["--batch-size", "4", "--epochs", "2", "--log-every", "1", "--save-every", "1000"];
+    let plan = plan(&config(&flags), data.len()).unwrap();
+    (place, plan, data)
+}
+
+/// What was learned until an evaluation fails is kept, and the run that is continued owes the evaluation.
+#[test]
+fn an_evaluation_that_fails_loses_nothing() {
+    let (place, plan, data) = place();
+    let run = |out: &str, resume: bool, fails: u64| {
+        let (flags, out) = (config(&[]), place.path().join(out));
+        let mut task = task(&[], DType::F32, &Device::Cpu, false);
+        let mut optimizer = optimizer(&flags, &task.sizes);
+        let found = find(resume, || RunDir::resume(&out, &flags, data.identity(), 2)).unwrap();
+        let create = || RunDir::create(&out, &flags, data.identity(), 2);
+        let transform = transforms::squash([8, 8], flags.interpolation).unwrap();
+        let mut evaluate = |_: &mut Pretrain, epoch| match epoch == fails {
+            true => Err(Error::Training("no evaluation".into())),
+            false => Ok(vec![("measured", epoch as f64)]),
+        };
+        let ended = train(&mut task, optimizer.as_mut(), data.clone(), transform, &plan, found, create, &mut evaluate);
+        let weights: Vec<f64> = task.module().params().iter().flat_map(|p| p.master.to_f64().unwrap()).collect();
+        let log = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let lines: Vec<_> =
+            lines.map(|l| (l["kind"].to_string(), l["step"].as_u64(), l["measured"].as_f64())).collect();
+        (ended.map(|_| ()), weights, lines)
+    };
+    let (ended, weights, lines) = run("whole", false, 0);
+    ended.unwrap();
+    assert_eq!(lines.len(), 4 + 2);
+    for (fails, logged) in [(1, 2), (2, 5)] {
+        let out = format!("run{fails}");
+        let (ended, _, some) = run(&out, false, fails);
+        assert!(ended.unwrap_err().to_string().contains("no evaluation"));
+        assert_eq!(some, lines[..logged]);
+        assert!(run(&out, true, fails).0.is_err(), "the evaluation is owed");
+        let (ended, continued, all) = run(&out, true, 0);
+        ended.unwrap();
+        assert_eq!(all, lines);
+        assert!(continued == weights);
+    }
+}
+
+/// What is evaluated is looked at before the first step.
+#[test]
+fn evaluation_sets_are_checked_at_the_beginning() {
+    let place = tempfile::tempdir().unwrap();
+    let write = |name: &str, image: &[u8]| {
+        let folder = place.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("0.png"), image).unwrap();
+    };
+    let png = place.path().join("0.png");
+    Image::filled(8, 8, [9; 3]).save_png(&png).unwrap();
+    let png = std::fs::read(png).unwrap();
+    write("good/cat", &png);
+    write("nameless/cat", &png);
+    write("nameless/!!!", &png);
+    write("torn/cat", &png[..20]);
+    std::fs::write(place.path().join("torn/pairs.tsv"), "filepath\ttitle\ncat/0.png\ta cat\n").unwrap();
+    let open = |flag: &str, path: &str| {
+        let path = place.path().join(path);
+        Checks::open(&config(&[flag, path.to_str().unwrap()])).map(|_| ())
+    };
+    open("--zero-shot", "good").unwrap();
+    for (flag, path, cause) in [
+        ("--zero-shot", "nameless", "!!!"),
+        ("--zero-shot", "torn", "no readable image"),
+        ("--retrieval", "torn/pairs.tsv", "no readable image"),
+    ] {
+        let error = open(flag, path).unwrap_err().to_string();
+        assert!(error.contains(cause), "{flag} {path}: {error}");
+    }
 }
