@@ -94,3 +94,13 @@ fn the_schedule_counts_updates_and_the_first_rate_is_zero() {
     let cosine = |step: f64| 0.5e-3 * (1.0 + (std::f64::consts::PI * (step - 4.0) / 46.0).cos());
     assert!((rate(27) - cosine(27.0)).abs() < 1e-15 && (rate(49) - cosine(49.0)).abs() < 1e-15);
 }
+
+#[test]
+fn more_updates_than_can_be_counted_are_refused() {
+    let of = |epochs: u64| plan(&config(&["--batch-size", "4", "--epochs", &epochs.to_string()]), 21);
+    for epochs in [u64::MAX, u64::MAX / 5, (1 << 53) / 5 + 1] {
+        let error = of(epochs).unwrap_err().to_string();
+        assert!(error.starts_with("config: `epochs`"), "{error}");
+    }
+    assert_eq!(of((1 << 53) / 5).unwrap().schedule.epochs, ((1u64 << 53) / 5 * 5) as f64);
+}
