@@ -32,7 +32,7 @@ pub enum Optimizer {
     AdamW,
     /// Rows and columns of the second moment, as SigLIP was trained: the same result in less memory.
     Adafactor,
-    /// The sign of a mean gradient, with one moment; wants a tenth of the learning rate and ten times the decay.
+    /// The sign of a mean gradient, with one moment; its defaults are those of SigLiT on four chips.
     Lion,
 }
 
@@ -90,7 +90,7 @@ impl<'de> Deserialize<'de> for BiasInit {
 /// Everything a pre-training run depends on: the flags of `ocellus pretrain siglip` and the contents of config.toml.
 ///
 /// Defaults are those of SigLIP (Zhai et al. 2023, section 4 and appendix C). Its decay of 1e-4 is not multiplied by the
-/// learning rate of 1e-3; that of AdamW is, so the same decay is 0.1 here.
+/// learning rate of 1e-3; that of AdamW is, so the same decay is 0.1 here. Lion's 1e-7 beside a rate of 1e-4 is 1e-3 in the same way.
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 pub struct Config {
     /// Image-caption pairs: a folder of .tar shards, one .tar, a .tsv, .csv or .jsonl table, COCO captions .json, or a folder
@@ -160,9 +160,9 @@ pub struct Config {
     /// Where the cosine ends
     #[arg(long, default_value_t = 0.0)]
     pub min_lr: f64,
-    /// Decoupled weight decay of matrices; embeddings, positions, biases and norms have none
-    #[arg(long, default_value_t = 0.1)]
-    pub weight_decay: f64,
+    /// Decoupled weight decay of matrices; embeddings, positions, biases and norms have none [default: 0.1, of lion 1e-3]
+    #[arg(long)]
+    pub weight_decay: Option<f64>,
     /// What takes the steps
     #[arg(long, value_enum, default_value = "adamw")]
     pub optimizer: Optimizer,
@@ -258,6 +258,11 @@ impl Config {
         self.lr.unwrap_or(if self.optimizer == Optimizer::Lion { 1e-4 } else { 1e-3 })
     }
 
+    /// The weight decay used, which the learning rate multiplies.
+    pub fn weight_decay(&self) -> f64 {
+        self.weight_decay.unwrap_or(if self.optimizer == Optimizer::Lion { 1e-3 } else { 0.1 })
+    }
+
     /// The decay of the second moment used.
     pub fn beta2(&self) -> f64 {
         self.beta2.unwrap_or(if self.optimizer == Optimizer::Lion { 0.99 } else { 0.95 })
@@ -265,13 +270,13 @@ impl Config {
 
     /// Updates of warm-up among `total`.
     pub fn warmup(&self, total: u64) -> u64 {
-        self.warmup_steps.unwrap_or_else(|| (total * 3 / 100).max(100).min(total / 2))
+        self.warmup_steps.unwrap_or_else(|| ((u128::from(total) * 3 / 100) as u64).max(100).min(total / 2))
     }
 
     /// Learning rates and decays.
     pub fn rules(&self) -> Rules {
-        let image = self.image_weight_decay.unwrap_or(self.weight_decay);
-        Rules::image_text(self.weight_decay, self.image_lr_scale, image)
+        let image = self.image_weight_decay.unwrap_or(self.weight_decay());
+        Rules::image_text(self.weight_decay(), self.image_lr_scale, image)
     }
 
     /// Refuses values no run can use, naming key and value.
@@ -291,7 +296,7 @@ impl Config {
             ("bias_init", self.bias_init.value(self.effective_batch()), -1e6..=1e6),
             ("lr", self.learning_rate(), 0.0..=1e3),
             ("min_lr", self.min_lr, 0.0..=1e3),
-            ("weight_decay", self.weight_decay, 0.0..=1e3),
+            ("weight_decay", self.weight_decay(), 0.0..=1e3),
             ("image_weight_decay", self.image_weight_decay.unwrap_or(0.0), 0.0..=1e3),
             ("image_lr_scale", self.image_lr_scale, 0.0..=1e3),
             ("beta1", self.beta1, 0.0..=0.999_999),
