@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::{Preset, Sizes, load};
+use crate::data::pairs::Columns;
 use crate::data::text::{Eos, Lower, Punctuation, Settings};
 use crate::data::transforms::Interpolation;
 use crate::optim::Rules;
@@ -103,15 +104,10 @@ pub struct Config {
     /// Tokenizer: a sentencepiece .model or a tokenizer.json, as `ocellus tokenizer train` makes it
     #[arg(long, required = false, required_unless_present = "resume")]
     pub tokenizer: PathBuf,
-    /// Key of the caption in .json and .jsonl files, and the name of a table's column
-    #[arg(long, default_value = "caption")]
-    pub caption: String,
-    /// Name of the table's column with the image files [default: the usual ones]
-    #[arg(long)]
-    pub image_column: Option<String>,
-    /// Folder from which the paths of a table or of COCO captions count [default: that of the file]
-    #[arg(long)]
-    pub images: Option<PathBuf>,
+    /// Where images and captions are found.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub columns: Columns,
     /// Sizes of the model: micro, tiny, small, base, large, so400m, giant-opt
     #[arg(long, default_value = "base")]
     pub preset: Preset,
