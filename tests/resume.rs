@@ -256,13 +256,10 @@ fn a_run_without_a_checkpoint_begins_again_from_elsewhere() {
     let place = Place::new();
     succeed(place.pretrain("mae", &[]));
     succeed(place.siglip("pairs", &[]));
-    let data = place.text("data/captions.tsv");
-    let init = ["pretrain", "siglip", &data, "--tokenizer", "tokenizer.json", "--init", "pairs", "--out", "both"];
-    let both = ocellus(&[&init[..], &["--batch-size", "8", "--epochs", "1"]].concat());
     for (recipe, out, mut command) in [
         (PRETRAIN, "again", place.pretrain("again", &["--init", "mae"])),
         (SIGLIP, "image", place.siglip("image", &["--init-image", "pairs"])),
-        (SIGLIP, "both", both),
+        (SIGLIP, "both", place.siglip("both", &["--init", "pairs"])),
     ] {
         command.current_dir(place.path(""));
         succeed(command);

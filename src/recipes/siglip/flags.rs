@@ -109,34 +109,34 @@ pub struct Config {
     #[serde(flatten)]
     pub columns: Columns,
     /// Sizes of the model: micro, tiny, small, base, large, so400m, giant-opt
-    #[arg(long, default_value = "base")]
+    #[arg(long, default_value = "base", conflicts_with = "init")]
     pub preset: Preset,
-    /// Image side in pixels [default: the preset's]
+    /// Image side in pixels [default: the preset's, or that of --init]
     #[arg(long, value_parser = parse_size)]
     pub image_size: Option<[usize; 2]>,
     /// Patch side in pixels [default: the preset's]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "init")]
     pub patch_size: Option<usize>,
     /// Tokens of a caption, end and padding included [default: the preset's]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "init")]
     pub context_len: Option<usize>,
     /// Lower-casing of captions
-    #[arg(long, value_enum, default_value = "ascii")]
+    #[arg(long, value_enum, default_value = "ascii", conflicts_with = "init")]
     pub lower: Lower,
     /// Punctuation of captions
-    #[arg(long, value_enum, default_value = "keep")]
+    #[arg(long, value_enum, default_value = "keep", conflicts_with = "init")]
     pub punctuation: Punctuation,
     /// Id that fills short captions up: 1, the end-of-text id, in SigLIP, 0 in SigLIP 2
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, conflicts_with = "init")]
     pub pad: u32,
     /// Loss: sigmoid (SigLIP) or softmax (CLIP)
     #[arg(long, value_enum, default_value = "sigmoid")]
     pub loss: Loss,
     /// Where the scale of the logits starts [default: 10, for softmax 1/0.07]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "init")]
     pub scale_init: Option<f64>,
     /// Where the bias of the logits starts; auto: the logarithm of the odds of a positive, better than -10 in small batches
-    #[arg(long, default_value = "-10", allow_hyphen_values = true)]
+    #[arg(long, default_value = "-10", allow_hyphen_values = true, conflicts_with = "init")]
     pub bias_init: BiasInit,
     /// Passes over the data
     #[arg(long, default_value_t = 30)]
@@ -180,7 +180,8 @@ pub struct Config {
     /// How the whole image is resized
     #[arg(long, value_enum, default_value = "bicubic")]
     pub interpolation: Interpolation,
-    /// Weights of both towers to start from: a run, a Hugging Face folder, safetensors, .npz
+    /// Weights of both towers to start from: a run, a Hugging Face folder, safetensors, .npz; sizes, what happens to captions and
+    /// the numbers of the logits are theirs
     #[arg(long)]
     pub init: Option<PathBuf>,
     /// Weights of the image tower alone to start from: SigLIP's, or the encoder of a masked autoencoder
@@ -275,7 +276,7 @@ impl Config {
         Rules::image_text(self.weight_decay(), self.image_lr_scale, image)
     }
 
-    /// Refuses values no run can use, naming key and value.
+    /// Refuses values no run can use, naming key and value. Sizes only where they do not come from weights to start from.
     ///
     /// # Errors
     /// [`Error::Config`] with the first one.
@@ -308,9 +309,11 @@ impl Config {
             let expected = "--init or --init-image beside it: a tower that knows nothing cannot stay as it is";
             return Err(Error::config("freeze_image", true, expected));
         }
-        let sizes = self.sizes(1);
-        sizes.check()?;
-        load::to_hf(&sizes)?; // how the weights are written at the end
+        if self.init.is_none() {
+            let sizes = self.sizes(1);
+            sizes.check()?;
+            load::to_hf(&sizes)?; // how the weights are written at the end
+        }
         Ok(())
     }
 }

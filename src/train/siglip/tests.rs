@@ -1,7 +1,10 @@
+use clap::Args;
+
 use super::super::gradient;
 use super::super::stepper::Stepper;
 use super::*;
 use crate::data::Batch;
+use crate::data::text::{Lower, Settings};
 use crate::recipes::Task;
 use crate::recipes::siglip::step::tests::{batch, config, task};
 use crate::testing::devices;
@@ -103,4 +106,46 @@ fn more_updates_than_can_be_counted_are_refused() {
         assert!(error.starts_with("config: `epochs`"), "{error}");
     }
     assert_eq!(of((1 << 53) / 5).unwrap().schedule.epochs, ((1u64 << 53) / 5 * 5) as f64);
+}
+
+/// A run that starts from weights treats texts as they were trained with, and has their sizes.
+#[test]
+fn weights_to_start_from_bring_sizes_and_settings() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("tokenizer.json");
+    let own = task(&[], DType::F32, &Device::Cpu, false);
+    let begun = |settings: Option<Settings>| {
+        let folder = place.path().join(if settings.is_some() { "run" } else { "published" });
+        own.tokenizer().save(place.path()).unwrap();
+        load::save(&folder, &own.model, &own.sizes).unwrap();
+        if let Some(settings) = settings {
+            Tokenizer::open(&file, settings).unwrap().save(&folder).unwrap();
+        }
+        let (folder, file) = (folder.to_str().unwrap(), file.to_str().unwrap());
+        let mut config = config(&["--init", folder, "--image-size", "12"]);
+        config.tokenizer = file.into();
+        config.check().unwrap();
+        let (_, sizes, tokenizer) = begin(&config, &Builder::new(&Device::Cpu, DType::F32, 0), false).unwrap();
+        assert_eq!(sizes, Sizes { image_size: [12, 12], ..own.sizes.clone() });
+        tokenizer.settings().clone()
+    };
+    let settings = Settings { max_len: 6, lower: Lower::Unicode, pad: 0, ..Settings::siglip2() };
+    assert_eq!(begun(Some(settings.clone())), settings);
+    assert_eq!(begun(None), Settings { max_len: 6, ..Settings::siglip_hf() });
+    let command = Config::augment_args(clap::Command::new("pretrain").arg(clap::Arg::new("resume").long("resume")));
+    for flag in [
+        "preset=tiny",
+        "patch-size=8",
+        "context-len=8",
+        "lower=none",
+        "punctuation=strip",
+        "pad=0",
+        "scale-init=5",
+        "bias-init=auto",
+    ] {
+        let flag = format!("--{flag}");
+        let given = ["pretrain", "pairs", "--tokenizer", "x", "--init", "run", &flag];
+        let error = command.clone().try_get_matches_from(given).unwrap_err();
+        assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict, "{flag}: {error}");
+    }
 }
