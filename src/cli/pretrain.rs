@@ -27,7 +27,7 @@ pub struct Mae {
 #[derive(clap::Args)]
 pub struct Siglip {
     /// Continue the run in this folder with its own configuration; no other flag of the run may be given
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["Config", "Columns"])]
+    #[arg(long, value_name = "RUN", conflicts_with = "Config")]
     resume: Option<PathBuf>,
     #[command(flatten)]
     config: Option<siglip::Config>,
@@ -63,7 +63,7 @@ pub fn siglip(flags: &Siglip, machine: &Machine) -> Result<ExitCode> {
         config.data = absolute(&config.data)?;
         config.tokenizer = absolute(&config.tokenizer)?;
         for path in [
-            &mut config.columns.images,
+            &mut config.images,
             &mut config.init,
             &mut config.init_image,
             &mut config.zero_shot,

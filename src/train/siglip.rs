@@ -35,7 +35,7 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     if !resume {
         RunDir::require_free(&config.out)?;
     }
-    let data = Arc::new(Pairs::open(&config.data, &reading(config, config.columns.images.clone()))?);
+    let data = Arc::new(Pairs::open(&config.data, &reading(config, config.images.clone()))?);
     let plan = plan(config, data.len())?;
     let found = find(resume, || RunDir::resume(&config.out, config, data.identity(), config.keep))?;
     let builder = Builder::new(device, dtype, config.seed);
@@ -115,7 +115,7 @@ impl Checks {
 
 /// How pairs are read; `images`: the folder from which their paths count.
 fn reading(config: &Config, images: Option<PathBuf>) -> pairs::Options {
-    pairs::Options { columns: pairs::Columns { images, ..config.columns.clone() }, strict: config.strict }
+    pairs::Options { columns: pairs::Columns { images, ..config.columns() }, strict: config.strict }
 }
 
 /// The numbers of the run. Its schedule is by updates, the first of which has a rate of 0, as big_vision has it.

@@ -43,7 +43,7 @@ const LONGEST_CAPTION: u64 = 1 << 20;
 /// Names of skipped pairs that are kept; the rest is only counted.
 const NAMED: usize = 1000;
 
-/// Where images and captions are found: flags of every command that reads pairs.
+/// Where images and captions are found: the flags of commands that read pairs.
 #[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
 pub struct Columns {
     /// Key of the caption in .json and .jsonl files, and the name of a table's column [default: caption; in tables and .jsonl

@@ -104,10 +104,16 @@ pub struct Config {
     /// Tokenizer: a sentencepiece .model or a tokenizer.json, as `ocellus tokenizer train` makes it
     #[arg(long, required = false, required_unless_present = "resume")]
     pub tokenizer: PathBuf,
-    /// Where images and captions are found.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub columns: Columns,
+    /// Key of the caption in .json and .jsonl files, and the name of a table's column [default: caption; in tables and .jsonl
+    /// files also title, text]
+    #[arg(long)]
+    pub caption: Option<String>,
+    /// Key of the image file in .jsonl files, and the name of a table's column [default: the usual ones]
+    #[arg(long)]
+    pub image_column: Option<String>,
+    /// Folder from which the paths of a table or of COCO captions count [default: that of the file]
+    #[arg(long, value_name = "FOLDER")]
+    pub images: Option<PathBuf>,
     /// Sizes of the model: micro, tiny, small, base, large, so400m, giant-opt
     #[arg(long, default_value = "base", conflicts_with = "init")]
     pub preset: Preset,
@@ -238,6 +244,12 @@ impl Config {
     /// What happens to captions, cut or padded to `len` ids.
     pub fn text(&self, len: usize) -> Settings {
         Settings { max_len: len, eos: Eos::Sticky, pad: self.pad, lower: self.lower, punctuation: self.punctuation }
+    }
+
+    /// Where images and captions are found. Flags of its own: clap has no nested group beside --resume.
+    pub fn columns(&self) -> Columns {
+        let Self { caption, image_column, images, .. } = self.clone();
+        Columns { caption, image_column, images }
     }
 
     /// Pairs of an update.

@@ -178,12 +178,6 @@ fn flags_have_the_values_of_the_paper() {
     }
     let text = toml::to_string(&auto).unwrap();
     assert_eq!(toml::from_str::<Config>(&text).unwrap().bias_init, auto.bias_init);
-    // Flags shared with other commands are keys like any other.
-    let named = config(&["--caption", "words", "--images", "photos"]);
-    let text = toml::to_string(&named).unwrap();
-    assert!(text.contains("\ncaption = \"words\"\n") && text.contains("\nimages = \"photos\"\n"), "{text}");
-    let columns = toml::from_str::<Config>(&text).unwrap().columns;
-    assert_eq!((columns.caption.as_deref(), columns.image_column), (Some("words"), None));
 }
 
 /// Adafactor's views cover every parameter of a model.
