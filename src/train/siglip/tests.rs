@@ -149,3 +149,27 @@ fn weights_to_start_from_bring_sizes_and_settings() {
         assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict, "{flag}: {error}");
     }
 }
+
+/// CLIP's scale stays between 1 and 100, also in recorded steps; SigLIP's is free.
+#[test]
+fn the_scale_of_the_softmax_loss_stays_in_its_range() {
+    for device in devices() {
+        for (loss, start, expected) in
+            [("softmax", 5.0, Some(100f64.ln())), ("softmax", -1.0, Some(0.0)), ("sigmoid", 5.0, None)]
+        {
+            let flags = ["--loss", loss];
+            let (config, mut task) = (config(&flags), task(&flags, DType::F32, &device, false));
+            task.model.logit_scale.set(&crate::Tensor::from_slice(&[start], [1], &Device::Cpu).unwrap()).unwrap();
+            let mut optimizer = optimizer(&config, &task.sizes);
+            let mut stepper = Stepper::new(&device, 1.0, Some(1.0));
+            for step in 0..4 {
+                stepper.begin(&mut task);
+                gradient(&mut task, &mut stepper, 1, &mut || Ok(batch(3 * step, 3 * step + 3))).unwrap();
+                stepper.update(&mut task, optimizer.as_mut(), 1e-6).unwrap();
+                let found = task.model.logit_scale.master.item().unwrap();
+                // A step is at most about the learning rate.
+                assert!((found - expected.unwrap_or(start)).abs() < 1e-5, "{loss} from {start}: {found}");
+            }
+        }
+    }
+}
