@@ -179,7 +179,8 @@ fn columns_have_the_same_flags_everywhere() {
         (0..12).map(|i| format!("{}\ta thing of number {i}\tother\n", unseen.path(i).display())).collect();
     fs::write(pairs.place.path("table.tsv"), format!("picture\twords\tcaption\n{rows}")).unwrap();
     let (table, out) = (pairs.text("table.tsv"), pairs.text("out"));
-    let commands: [&dyn Fn(&[&str]) -> Command; 4] = [
+    type WithFlags<'a> = &'a dyn Fn(&[&str]) -> Command;
+    let commands: [WithFlags; 4] = [
         &|flags| ocellus(&[&["tokenizer", "train", &table, "--vocab", "300", "--out", &out], flags].concat()),
         &|flags| pairs.pretrain("table.tsv", "named", flags),
         &|flags| pairs.on_run(&["eval", "retrieval"], &[&[table.as_str()], flags].concat()),
