@@ -249,3 +249,23 @@ fn a_frozen_tower_stays_frozen_when_a_run_is_continued() {
     succeed(place.resume(SIGLIP, "run"));
     assert!(place.weights("run") == place.weights("whole"));
 }
+
+/// Weights to start from that were given by relative paths are found again, from any folder.
+#[test]
+fn a_run_without_a_checkpoint_begins_again_from_elsewhere() {
+    let place = Place::new();
+    succeed(place.pretrain("mae", &[]));
+    succeed(place.siglip("pairs", &[]));
+    for (recipe, out, mut command) in [
+        (PRETRAIN, "again", place.pretrain("again", &["--init", "mae"])),
+        (SIGLIP, "image", place.siglip("image", &["--init-image", "pairs"])),
+        (SIGLIP, "both", place.siglip("both", &["--init", "pairs"])),
+    ] {
+        command.current_dir(place.path(""));
+        succeed(command);
+        let weights = place.weights(out);
+        fs::remove_dir_all(place.path(out).join("checkpoints")).unwrap();
+        succeed(place.resume(recipe, out));
+        assert!(place.weights(out) == weights, "{out}");
+    }
+}

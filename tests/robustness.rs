@@ -209,6 +209,8 @@ fn image_text_runs_name_what_does_not_fit() {
     let (run, mae, val) = (place.text("run"), place.text("mae"), place.text("data/val"));
     for (flags, parts) in [
         (&["--init", &run, "--tokenizer", &tokens][..], &["other.json", "350 ids", "embeddings for 400"][..]),
+        (&["--init", &run, "--pad", "0"], &["'--init <INIT>' cannot be used with '--pad <PAD>'"]),
+        (&["--init", &run, "--image-size", "16x32"], &["`image_size`", "a square"]),
         (&["--tokenizer", &place.text("none.json")], &["none.json"]),
         (&["--tokenizer", &captions], &["captions.tsv"]),
         (&["--init-image", &mae, "--patch-size", "4"], &["image tower has 8 pixels to a patch side, expected 4"]),

@@ -62,7 +62,14 @@ pub fn siglip(flags: &Siglip, machine: &Machine) -> Result<ExitCode> {
     if !resume {
         config.data = absolute(&config.data)?;
         config.tokenizer = absolute(&config.tokenizer)?;
-        for path in [&mut config.images, &mut config.zero_shot, &mut config.classes, &mut config.retrieval] {
+        for path in [
+            &mut config.images,
+            &mut config.init,
+            &mut config.init_image,
+            &mut config.zero_shot,
+            &mut config.classes,
+            &mut config.retrieval,
+        ] {
             *path = path.as_deref().map(absolute).transpose()?;
         }
         config.dtype = Some(dtype.name().into());
@@ -90,7 +97,9 @@ pub fn mae(flags: &Mae, machine: &Machine) -> Result<ExitCode> {
     let dtype = machine.dtype_of_run(&device, config.dtype.as_deref())?;
     if !resume {
         config.data = absolute(&config.data)?;
-        config.knn = config.knn.as_deref().map(absolute).transpose()?;
+        for path in [&mut config.init, &mut config.knn] {
+            *path = path.as_deref().map(absolute).transpose()?;
+        }
         config.dtype = Some(dtype.name().into());
     }
     let (outcome, task) = train::pretrain(&config, &device, dtype, resume)?;

@@ -64,12 +64,8 @@ pub struct ZeroShot {
 pub struct PairsFlags {
     /// Image-text pairs: tar shards, .tsv, .csv, .jsonl, COCO captions .json, a folder
     pairs: PathBuf,
-    /// Folder from which the paths of a table or of COCO captions count [default: that of the file]
-    #[arg(long, value_name = "FOLDER")]
-    images: Option<PathBuf>,
-    /// Where a .json has the caption, and the name of a table's column
-    #[arg(long, default_value = "caption")]
-    caption_key: String,
+    #[command(flatten)]
+    columns: pairs::Columns,
 }
 
 /// Flags of `eval retrieval`.
@@ -125,9 +121,7 @@ impl Inputs {
 
 impl PairsFlags {
     fn open(&self) -> Result<Pairs> {
-        let options =
-            pairs::Options { caption: self.caption_key.clone(), images: self.images.clone(), ..Default::default() };
-        let pairs = Pairs::open(&self.pairs, &options)?;
+        let pairs = Pairs::open(&self.pairs, &pairs::Options { columns: self.columns.clone(), strict: false })?;
         if pairs.skipped().count > 0 {
             tracing::warn!("{} pairs were left out; they are named above", pairs.skipped().count);
         }

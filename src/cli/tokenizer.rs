@@ -26,9 +26,8 @@ pub struct Flags {
     /// Punctuation; use the same in training
     #[arg(long, value_enum, default_value = "keep")]
     punctuation: Punctuation,
-    /// Where a .json has the caption, and the name of a table's column
-    #[arg(long, default_value = "caption")]
-    caption_key: String,
+    #[command(flatten)]
+    columns: pairs::Columns,
     /// Fail at the first pair that cannot be used instead of skipping it
     #[arg(long)]
     strict: bool,
@@ -47,7 +46,7 @@ fn captions(flags: &Flags) -> Result<Vec<String>> {
     if flags.captions.extension().is_some_and(|e| e.eq_ignore_ascii_case("txt")) {
         return read_lines(&flags.captions);
     }
-    let options = pairs::Options { caption: flags.caption_key.clone(), strict: flags.strict, ..Default::default() };
+    let options = pairs::Options { columns: flags.columns.clone(), strict: flags.strict };
     let pairs = Pairs::open(&flags.captions, &options)?;
     let (mut captions, mut skipped) = (Vec::new(), pairs.skipped().count);
     let unreadable = |e: &Error| !flags.strict && matches!(e, Error::Dataset { .. } | Error::Io { .. });

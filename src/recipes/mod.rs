@@ -76,6 +76,11 @@ pub trait Task: Send {
         None
     }
 
+    /// After each update, launch by launch: brings a parameter back into its range, in place.
+    fn updated(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Numbers to log beside the loss, from the statistics of the last micro-step.
     fn notes(&self, _statistics: &[f64]) -> Result<Numbers> {
         Ok(vec![])

@@ -71,12 +71,15 @@ impl Plan {
         self.steps_per_epoch((samples / self.batch_size) as u64)
     }
 
-    /// Updates per epoch; micro-batches that do not fill one are left out.
+    /// Updates per epoch; micro-batches that do not fill one are left out. Refuses epochs of more updates than f64 counts.
     pub fn steps_per_epoch(&self, micro_batches: u64) -> Result<u64> {
         let steps = micro_batches / self.accum_iter;
         if steps == 0 {
             let expected = format!("at most the {micro_batches} batches of an epoch");
             return Err(Error::config("accum_iter", self.accum_iter, expected));
+        }
+        if self.epochs > (1 << 53) / steps {
+            return Err(Error::config("epochs", self.epochs, format!("at most {}: 2^53 updates", (1 << 53) / steps)));
         }
         Ok(steps)
     }

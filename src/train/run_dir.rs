@@ -15,8 +15,9 @@ use crate::{Error, Result};
 
 const CONFIG: &str = "config.toml";
 /// Keys of config.toml that may differ when a run is continued: places, which may move, and what does not change weights.
-const FREE: [&str; 17] = [
+const FREE: [&str; 18] = [
     "data",
+    "images",
     "train",
     "val",
     "model",
@@ -177,4 +178,19 @@ fn same_run(path: &Path, now: &Progress, then: &Progress) -> Result<()> {
         return Err(Error::Dataset { path: path.into(), cause });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_may_change_and_numbers_may_not() {
+        let with = |config: &str| Progress { step: 0, config: config.into(), data: "3 pairs".into() };
+        let then = with("data = \"a\"\nimages = \"b\"\ninit_image = \"c\"\nlr = 0.1\n");
+        let run = Path::new("run");
+        assert!(same_run(run, &with("data = \"d\"\nimages = \"e\"\ninit_image = \"f\"\nlr = 0.1\n"), &then).is_ok());
+        let error = same_run(run, &with("data = \"a\"\nlr = 0.2\n"), &then).unwrap_err().to_string();
+        assert!(error.starts_with("config: `lr`"), "{error}");
+    }
 }

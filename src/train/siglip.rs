@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::begin::{check_dtype, find, state, train};
@@ -11,7 +11,7 @@ use super::{Clock, Outcome, Plan, RunDir};
 use crate::data::augment::CropRange;
 use crate::data::text::Tokenizer;
 use crate::data::{Folder, Image, Pairs, Source, Stream, pairs, transforms};
-use crate::eval::image_text::{Embedder, Recall};
+use crate::eval::image_text::{self, Embedder, Recall};
 use crate::eval::{ClassNames, zero_shot};
 use crate::nn::Builder;
 use crate::ops::{adafactor, adamw, lion};
@@ -126,12 +126,7 @@ impl Checks {
 
 /// How pairs are read; `images`: the folder from which their paths count.
 fn reading(config: &Config, images: Option<PathBuf>) -> pairs::Options {
-    pairs::Options {
-        caption: config.caption.clone(),
-        image: config.image_column.clone(),
-        images,
-        strict: config.strict,
-    }
+    pairs::Options { columns: pairs::Columns { images, ..config.columns() }, strict: config.strict }
 }
 
 /// The numbers of the run. Its schedule is by updates, the first of which has a rate of 0, as big_vision has it.
@@ -163,23 +158,30 @@ fn tokenizer(config: &Config, resume: bool, len: usize) -> Result<Tokenizer> {
     }
 }
 
+/// The same of a run that starts from weights, which were trained with what they say happens to texts.
+fn tokenizer_of(init: &Path, config: &Config, resume: bool, sizes: &Sizes) -> Result<Tokenizer> {
+    match resume {
+        true => image_text::tokenizer(&config.out, None, sizes),
+        false => image_text::tokenizer(init, Some(&config.tokenizer), sizes),
+    }
+}
+
 /// A model before its first step, from the weights that it is to start from.
 fn begin(config: &Config, builder: &Builder, resume: bool) -> Result<(Siglip, Sizes, Tokenizer)> {
-    let tokenizer = |len: usize| tokenizer(config, resume, len);
     if let Some(path) = &config.init {
         let w = load::weights(path)?;
         let sizes = Sizes { image_size: config.image_size.unwrap_or(w.sizes.image_size), ..w.sizes.clone() };
-        let tokenizer = tokenizer(sizes.context_len)?;
-        tokenizer.check_vocab(sizes.vocab_size)?;
+        sizes.check()?;
+        load::to_hf(&sizes)?; // how the weights are written at the end
+        let tokenizer = tokenizer_of(path, config, resume, &sizes)?;
         let mut model = Siglip::new(builder, &sizes)?;
         load::initialise(&mut model, &sizes, &w)?;
-        load::to_hf(&sizes)?; // how the weights are written at the end
         if config.freeze_image {
             freeze(&mut model, |_| true);
         }
         return Ok((model, sizes, tokenizer));
     }
-    let tokenizer = tokenizer(config.sizes(1).context_len)?;
+    let tokenizer = tokenizer(config, resume, config.sizes(1).context_len)?;
     let mut sizes = config.sizes(tokenizer.vocab());
     let image = config.init_image.as_deref().map(ImageWeights::read).transpose()?;
     if let Some(image) = &image {

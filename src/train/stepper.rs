@@ -133,7 +133,9 @@ impl<I: Inputs> Stepper<I> {
         if self.mode == Mode::Warm {
             self.mode = Mode::Graph;
         }
-        optimizer.finish(&mut params, &self.grads)
+        let stats = optimizer.finish(&mut params, &self.grads)?;
+        task.updated()?;
+        Ok(stats)
     }
 
     /// Launch by launch from now on, if recording is what failed. The gradients of this update stay.

@@ -170,3 +170,34 @@ fn unusable_pairs_are_skipped_and_named() {
     names(&err, &["1 pairs were left out", "2 unreadable"]);
     names(&fail(pairs.pretrain("loose", "strict", &["--strict"])), &["loose/03.png", "no caption"]);
 }
+
+/// Every command that reads pairs finds the columns of a table by the same flags, and takes no other in their place.
+#[test]
+fn columns_have_the_same_flags_everywhere() {
+    let pairs = Pairs::new();
+    let unseen = ocellus::data::Folder::open(pairs.place.path("pairs/seen")).unwrap();
+    let rows: String =
+        (0..12).map(|i| format!("{}\ta thing of number {i}\tother\n", unseen.path(i).display())).collect();
+    fs::write(pairs.place.path("table.tsv"), format!("picture\twords\tcaption\n{rows}")).unwrap();
+    let (table, out) = (pairs.text("table.tsv"), pairs.text("out"));
+    type WithFlags<'a> = &'a dyn Fn(&[&str]) -> Command;
+    let commands: [WithFlags; 4] = [
+        &|flags| ocellus(&[&["tokenizer", "train", &table, "--vocab", "300", "--out", &out], flags].concat()),
+        &|flags| pairs.pretrain("table.tsv", "named", flags),
+        &|flags| pairs.on_run(&["eval", "retrieval"], &[&[table.as_str()], flags].concat()),
+        &|flags| pairs.on_run(&["visualize", "siglip"], &[&[&table, "--out", &pairs.text("drawn")], flags].concat()),
+    ];
+    for command in commands {
+        let named = ["--image-column", "picture", "--caption"];
+        names(
+            &fail(command(&[&named[..], &["wrods"]].concat())),
+            &["table.tsv", "line 1: no `wrods` among its columns"],
+        );
+        names(&fail(command(&[])), &["table.tsv", "line 1: none of `image`", "--image-column gives another name"]);
+        succeed(command(&[&named[..], &["words"]].concat()));
+    }
+    let mut resume = pairs.place.resume(&["pretrain", "siglip"], "named");
+    resume.args(["--caption", "words"]);
+    names(&fail(resume), &["'--resume <RUN>' cannot be used with"]);
+    succeed(pairs.place.resume(&["pretrain", "siglip"], "named"));
+}

@@ -51,11 +51,11 @@ impl Place {
         if !self.path("tokenizer.json").exists() {
             succeed(ocellus(&["tokenizer", "train", &data, "--out", &tokenizer, "--vocab", "400"]));
         }
-        let mut command = ocellus(&["pretrain", "siglip", &data, "--out", &out, "--preset", "micro"]);
-        command.args(["--log-every", "1", "--bias-init", "auto"]);
-        let usual = [("--patch-size", "8"), ("--context-len", "8"), ("--batch-size", "8"), ("--epochs", "1")];
-        let more = [("--save-every", "4"), ("--image-size", "16"), ("--tokenizer", &tokenizer)];
-        for (key, value) in usual.into_iter().chain(more) {
+        let mut command = ocellus(&["pretrain", "siglip", &data, "--out", &out, "--log-every", "1"]);
+        let sizes = [("--preset", "micro"), ("--bias-init", "auto"), ("--patch-size", "8"), ("--context-len", "8")];
+        let sizes = sizes.into_iter().filter(|_| !flags.contains(&"--init")); // which has its own
+        let usual = [("--batch-size", "8"), ("--epochs", "1"), ("--save-every", "4"), ("--image-size", "16")];
+        for (key, value) in sizes.chain(usual).chain([("--tokenizer", &*tokenizer)]) {
             if !flags.contains(&key) {
                 command.args([key, value]);
             }

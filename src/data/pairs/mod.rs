@@ -23,6 +23,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::decode;
 use super::folder::{Source, images_below};
 use super::image::Image;
@@ -41,26 +43,31 @@ const LONGEST_CAPTION: u64 = 1 << 20;
 /// Names of skipped pairs that are kept; the rest is only counted.
 const NAMED: usize = 1000;
 
-/// How a data set is read.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Where a `.json` or a line of a `.jsonl` has the caption, and the name of a table's column.
-    pub caption: String,
-    /// Columns of a table; found by their usual names if not given.
-    pub image: Option<String>,
-    /// Folder from which the paths of a table or of a COCO file count; that of the file if not given.
+/// Where images and captions are found: the flags of commands that read pairs.
+#[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
+pub struct Columns {
+    /// Key of the caption in .json and .jsonl files, and the name of a table's column [default: caption; in tables and .jsonl
+    /// files also title, text]
+    #[arg(long)]
+    pub caption: Option<String>,
+    /// Key of the image file in .jsonl files, and the name of a table's column [default: the usual ones]
+    #[arg(long)]
+    pub image_column: Option<String>,
+    /// Folder from which the paths of a table or of COCO captions count [default: that of the file]
+    #[arg(long, value_name = "FOLDER")]
     pub images: Option<PathBuf>,
+}
+
+/// How a data set is read.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Where images and captions are found.
+    pub columns: Columns,
     /// Whether a pair that cannot be used fails the data set instead of being skipped.
     pub strict: bool,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { caption: "caption".into(), image: None, images: None, strict: false }
-    }
-}
-
-impl Options {
+impl Columns {
     fn folder(&self, file: &Path) -> PathBuf {
         self.images.clone().unwrap_or_else(|| file.parent().unwrap_or(Path::new("")).to_path_buf())
     }
@@ -132,7 +139,7 @@ impl Pairs {
             root: root.to_path_buf(),
             shards: Vec::new(),
             pairs: Vec::new(),
-            key: options.caption.clone(),
+            key: options.columns.caption.clone().unwrap_or_else(|| "caption".into()),
             skipped: Skipped::default(),
         };
         let extension = root.extension().unwrap_or_default().to_ascii_lowercase();
@@ -142,10 +149,10 @@ impl Pairs {
         } else if extension == "tar" {
             found.add_shards(vec![root.to_path_buf()], options)?;
         } else if let Some(form) = extension.to_str().and_then(table::Form::of) {
-            found.root = options.folder(root);
+            found.root = options.columns.folder(root);
             found.add_table(root, form, options)?;
         } else if extension == "json" {
-            found.root = options.folder(root);
+            found.root = options.columns.folder(root);
             found.add_coco(root, options)?;
         } else {
             std::fs::metadata(root).map_err(Error::io(root))?;
@@ -179,7 +186,7 @@ impl Pairs {
     }
 
     fn add_table(&mut self, path: &Path, form: table::Form, options: &Options) -> Result<()> {
-        for row in table::read(path, form, options)? {
+        for row in table::read(path, form, &options.columns)? {
             match row {
                 Ok((image, captions)) => {
                     self.pairs.push(Pair { image: Place::File(self.root.join(image)), text: Text::Here(captions) })

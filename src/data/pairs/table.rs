@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::Options;
+use super::Columns;
 use crate::{Error, Result};
 
 /// How a table is written.
@@ -30,15 +30,19 @@ impl Form {
     }
 }
 
-/// Usual names of the columns beside those of the options.
+/// Usual names of the columns.
 const IMAGE: [&str; 6] = ["image", "filepath", "file_name", "filename", "file", "path"];
 const CAPTION: [&str; 3] = ["caption", "title", "text"];
 
 /// An image and its captions, or the line that is at fault and why.
 pub type Row = std::result::Result<(String, Vec<String>), (usize, String)>;
 
-/// All rows; lines of the same image are one, where the first of them stands.
-pub fn read(path: &Path, form: Form, options: &Options) -> Result<Vec<Row>> {
+/// All rows; lines of the same image are one, where the first of them stands. A table whose first line has none of the usual
+/// names, and of which none was asked for, has no header: an image and a caption in each line.
+///
+/// # Errors
+/// A file that cannot be read, a table without a column that was asked for, or with a name for one of the two alone.
+pub fn read(path: &Path, form: Form, names: &Columns) -> Result<Vec<Row>> {
     let text = std::fs::read(path).map_err(Error::io(path))?;
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
     let lines = match form {
@@ -56,7 +60,7 @@ pub fn read(path: &Path, form: Form, options: &Options) -> Result<Vec<Row>> {
             continue;
         }
         let row = if form == Form::Jsonl {
-            object(line, options)
+            object(line, names)
         } else {
             let cells = match form {
                 Form::Csv => cells(line),
@@ -70,14 +74,13 @@ pub fn read(path: &Path, form: Form, options: &Options) -> Result<Vec<Row>> {
                 }
             };
             if columns.is_none() {
-                let header = header(&cells, options);
+                let header = header(&cells, names).map_err(|cause| {
+                    let cause = format!("line {number}: {cause}");
+                    Error::Dataset { path: path.to_path_buf(), cause }
+                })?;
                 columns = Some(header.unwrap_or((0, 1)));
                 if header.is_some() {
                     continue;
-                }
-                if options.image.is_some() {
-                    let cause = format!("line {number}: no columns `{}`, `{}`", options.image(), options.caption);
-                    return Err(Error::Dataset { path: path.to_path_buf(), cause });
                 }
             }
             let (image, caption) = columns.unwrap_or((0, 1));
@@ -109,34 +112,43 @@ pub fn read(path: &Path, form: Form, options: &Options) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-impl Options {
-    fn image(&self) -> &str {
-        self.image.as_deref().unwrap_or(IMAGE[0])
-    }
-
-    /// The first of these names that is there: the option's, then the usual ones unless the option was set.
-    fn find<T>(&self, mut get: impl FnMut(&str) -> Option<T>) -> (Option<T>, Option<T>) {
-        let image = match &self.image {
+impl Columns {
+    /// What has the name that was asked for, or else the first of the usual ones that is there: image and caption.
+    fn find<T>(&self, get: impl Fn(&str) -> Option<T>) -> (Option<T>, Option<T>) {
+        let first = |asked: &Option<String>, usual: &[&str]| match asked {
             Some(name) => get(name),
-            None => IMAGE.iter().find_map(|name| get(name)),
+            None => usual.iter().find_map(|name| get(name)),
         };
-        let caption = get(&self.caption).or_else(|| CAPTION.iter().find_map(|name| get(name)));
-        (image, caption)
+        (first(&self.image_column, &IMAGE), first(&self.caption, &CAPTION))
+    }
+
+    /// The names looked for, where an image or a caption was not found.
+    fn missing(&self, image: bool, caption: bool) -> String {
+        let names = |asked: &Option<String>, usual: &[&str], flag| match asked {
+            Some(name) => format!("no `{name}`"),
+            None => format!("none of `{}` ({flag} gives another name)", usual.join("`, `")),
+        };
+        let image = (!image).then(|| names(&self.image_column, &IMAGE, "--image-column"));
+        let caption = (!caption).then(|| names(&self.caption, &CAPTION, "--caption"));
+        [image, caption].into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
 }
 
-/// Columns of image and caption if this line names them.
-fn header(cells: &[String], options: &Options) -> Option<(usize, usize)> {
-    let (image, caption) = options.find(|name| cells.iter().position(|cell| cell.trim() == name));
-    Some((image?, caption?))
+/// Columns of image and caption if this line names them; an error if it should, or names one of the two.
+fn header(cells: &[String], names: &Columns) -> std::result::Result<Option<(usize, usize)>, String> {
+    match names.find(|name| cells.iter().position(|cell| cell.trim() == name)) {
+        (Some(image), Some(caption)) => Ok(Some((image, caption))),
+        (None, None) if names.image_column.is_none() && names.caption.is_none() => Ok(None),
+        (image, caption) => Err(format!("{} among its columns", names.missing(image.is_some(), caption.is_some()))),
+    }
 }
 
-fn object(line: &str, options: &Options) -> std::result::Result<(String, Vec<String>), String> {
+fn object(line: &str, names: &Columns) -> std::result::Result<(String, Vec<String>), String> {
     let value: Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
-    let (image, caption) = options.find(|name| value.get(name));
+    let (image, caption) = names.find(|name| value.get(name));
     match (image.and_then(Value::as_str), caption) {
         (Some(image), Some(caption)) => Ok((image.to_owned(), strings(caption)?)),
-        _ => Err(format!("no `{}` and `{}` in it", options.image(), options.caption)),
+        (image, caption) => Err(format!("{} in it", names.missing(image.is_some(), caption.is_some()))),
     }
 }
 

@@ -153,11 +153,33 @@ fn tables_of_every_form() {
     assert_eq!(named, ["bad.csv:4", "bad.csv:5", "bad.csv:6", "bad.csv:7"]);
     assert!(Pairs::open(folder.join("bad.csv"), &strict()).unwrap_err().to_string().contains("bad.csv:4"));
     assert!(Pairs::open(folder.join("bad.jsonl"), &Options::default()).is_err());
-    let columns = Options { image: Some("picture".into()), caption: "words".into(), ..Options::default() };
+    let named = |image: Option<&str>, caption: Option<&str>| {
+        let [image_column, caption] = [image, caption].map(|name| name.map(str::to_owned));
+        Options { columns: Columns { caption, image_column, images: None }, strict: false }
+    };
+    let columns = named(Some("picture"), Some("words"));
     write(folder, &[("own.csv", b"picture,file,words\na.png,x,hello\n")]);
     assert_eq!(listed(&Pairs::open(folder.join("own.csv"), &columns).unwrap()), expected(&[("a.png", &["hello"])]));
     let error = Pairs::open(folder.join("quoted.csv"), &columns).unwrap_err().to_string();
-    assert!(error.contains("no columns `picture`, `words`"), "{error}");
+    assert!(error.contains("line 1: no `picture`, no `words`"), "{error}");
+    // A name that was asked for is the only one; a line with one usual name is no pair.
+    let other = [
+        ("other.csv", &b"file,words\na.png,hello\n"[..]),
+        ("other.jsonl", b"{\"file\": \"a.png\", \"caption\": \"hello\"}"),
+    ];
+    write(folder, &other);
+    for (file, image, caption, cause) in [
+        ("quoted.csv", None, Some("captoin"), "line 1: no `captoin` among"),
+        ("quoted.csv", Some("imgae"), None, "line 1: no `imgae` among"),
+        ("plain.tsv", None, Some("caption"), "none of `image`"),
+        ("other.csv", None, None, "line 1: none of `caption`, `title`, `text` (--caption gives another name) among"),
+        ("other.jsonl", None, Some("captoin"), "no `captoin` in it"),
+    ] {
+        let error = Pairs::open(folder.join(file), &named(image, caption)).unwrap_err().to_string();
+        assert!(error.contains(cause), "{file}: {error}");
+    }
+    let words = Pairs::open(folder.join("other.csv"), &named(None, Some("words"))).unwrap();
+    assert_eq!(listed(&words), expected(&[("a.png", &["hello"])]));
 }
 
 #[test]
@@ -299,7 +321,8 @@ fn coco_captions_are_gathered_by_image() {
         {"id": 5, "image_id": 4, "caption": "of no image"}, {"id": 6, "image_id": 9}]}"#;
     write(place.path(), &[("annotations/captions.json", json.as_bytes()), ("annotations/other.json", b"[1, 2]")]);
     let path = place.path().join("annotations/captions.json");
-    let options = Options { images: Some(place.path().join("val")), ..Options::default() };
+    let columns = Columns { images: Some(place.path().join("val")), ..Columns::default() };
+    let options = Options { columns, strict: false };
     let pairs = Pairs::open(&path, &options).unwrap();
     assert_eq!(listed(&pairs), expected(&[("b.png", &["b one"]), ("a.png", &["a one", "a two"])]));
     assert_eq!((pairs.load(0).unwrap().width, pairs.load(1).unwrap().width), (5, 3));

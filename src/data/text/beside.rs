@@ -11,10 +11,10 @@ const NAMES: [&str; 3] = ["tokenizer.json", "tokenizer.model", "spiece.model"];
 const SETTINGS: &str = "tokenizer_settings.json";
 
 impl Tokenizer {
-    /// Writes the tokenizer and its settings into a folder of weights.
+    /// Writes the tokenizer and its settings into a folder of weights, in place of any other that lies there.
     ///
     /// # Errors
-    /// Files that cannot be written.
+    /// Files that cannot be written or removed.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
@@ -22,7 +22,15 @@ impl Tokenizer {
             let path = folder.join(name);
             std::fs::write(&path, bytes).map_err(Error::io(&path))
         };
-        write(if self.is_json() { NAMES[0] } else { NAMES[1] }, &self.bytes)?;
+        let own = if self.is_json() { NAMES[0] } else { NAMES[1] };
+        write(own, &self.bytes)?;
+        for name in NAMES.iter().filter(|name| **name != own) {
+            let path = folder.join(name);
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&path)(e)),
+                _ => {}
+            }
+        }
         let settings =
             serde_json::to_vec_pretty(&self.settings).map_err(|e| Error::tokenizer(folder, e.to_string()))?;
         write(SETTINGS, &settings)

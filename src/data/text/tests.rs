@@ -295,6 +295,17 @@ fn lines_of_a_file() {
 }
 
 #[test]
+fn a_saved_tokenizer_takes_the_place_of_others() {
+    let place = tempfile::tempdir().unwrap();
+    let names = ["tokenizer.json", "tokenizer.model", "spiece.model"].map(|name| place.path().join(name));
+    names.iter().for_each(|path| fs::write(path, b"stale").unwrap());
+    open(&letters(), settings(5)).save(place.path()).unwrap();
+    assert_eq!(names.each_ref().map(|path| path.is_file()), [false, true, false]);
+    let found = Tokenizer::beside(place.path(), None, settings(9)).unwrap();
+    assert_eq!(found.vocab(), open(&letters(), settings(5)).vocab());
+}
+
+#[test]
 fn a_tokenizer_lies_beside_its_weights() {
     let place = tempfile::tempdir().unwrap();
     let (run, other) = (place.path().join("run"), place.path().join("other.model"));

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::{Preset, Sizes, load};
+use crate::data::pairs::Columns;
 use crate::data::text::{Eos, Lower, Punctuation, Settings};
 use crate::data::transforms::Interpolation;
 use crate::optim::Rules;
@@ -32,7 +33,7 @@ pub enum Optimizer {
     AdamW,
     /// Rows and columns of the second moment, as SigLIP was trained: the same result in less memory.
     Adafactor,
-    /// The sign of a mean gradient, with one moment; wants a tenth of the learning rate and ten times the decay.
+    /// The sign of a mean gradient, with one moment; its defaults are those of SigLiT on four chips.
     Lion,
 }
 
@@ -90,7 +91,7 @@ impl<'de> Deserialize<'de> for BiasInit {
 /// Everything a pre-training run depends on: the flags of `ocellus pretrain siglip` and the contents of config.toml.
 ///
 /// Defaults are those of SigLIP (Zhai et al. 2023, section 4 and appendix C). Its decay of 1e-4 is not multiplied by the
-/// learning rate of 1e-3; that of AdamW is, so the same decay is 0.1 here.
+/// learning rate of 1e-3; that of AdamW is, so the same decay is 0.1 here. Lion's 1e-7 beside a rate of 1e-4 is 1e-3 in the same way.
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 pub struct Config {
     /// Image-caption pairs: a folder of .tar shards, one .tar, a .tsv, .csv or .jsonl table, COCO captions .json, or a folder
@@ -103,44 +104,45 @@ pub struct Config {
     /// Tokenizer: a sentencepiece .model or a tokenizer.json, as `ocellus tokenizer train` makes it
     #[arg(long, required = false, required_unless_present = "resume")]
     pub tokenizer: PathBuf,
-    /// Key of the caption in .json and .jsonl files, and the name of a table's column
-    #[arg(long, default_value = "caption")]
-    pub caption: String,
-    /// Name of the table's column with the image files [default: the usual ones]
+    /// Key of the caption in .json and .jsonl files, and the name of a table's column [default: caption; in tables and .jsonl
+    /// files also title, text]
+    #[arg(long)]
+    pub caption: Option<String>,
+    /// Key of the image file in .jsonl files, and the name of a table's column [default: the usual ones]
     #[arg(long)]
     pub image_column: Option<String>,
     /// Folder from which the paths of a table or of COCO captions count [default: that of the file]
-    #[arg(long)]
+    #[arg(long, value_name = "FOLDER")]
     pub images: Option<PathBuf>,
     /// Sizes of the model: micro, tiny, small, base, large, so400m, giant-opt
-    #[arg(long, default_value = "base")]
+    #[arg(long, default_value = "base", conflicts_with = "init")]
     pub preset: Preset,
-    /// Image side in pixels [default: the preset's]
+    /// Image side in pixels [default: the preset's, or that of --init]
     #[arg(long, value_parser = parse_size)]
     pub image_size: Option<[usize; 2]>,
     /// Patch side in pixels [default: the preset's]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "init")]
     pub patch_size: Option<usize>,
     /// Tokens of a caption, end and padding included [default: the preset's]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "init")]
     pub context_len: Option<usize>,
     /// Lower-casing of captions
-    #[arg(long, value_enum, default_value = "ascii")]
+    #[arg(long, value_enum, default_value = "ascii", conflicts_with = "init")]
     pub lower: Lower,
     /// Punctuation of captions
-    #[arg(long, value_enum, default_value = "keep")]
+    #[arg(long, value_enum, default_value = "keep", conflicts_with = "init")]
     pub punctuation: Punctuation,
     /// Id that fills short captions up: 1, the end-of-text id, in SigLIP, 0 in SigLIP 2
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, conflicts_with = "init")]
     pub pad: u32,
     /// Loss: sigmoid (SigLIP) or softmax (CLIP)
     #[arg(long, value_enum, default_value = "sigmoid")]
     pub loss: Loss,
     /// Where the scale of the logits starts [default: 10, for softmax 1/0.07]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "init")]
     pub scale_init: Option<f64>,
     /// Where the bias of the logits starts; auto: the logarithm of the odds of a positive, better than -10 in small batches
-    #[arg(long, default_value = "-10", allow_hyphen_values = true)]
+    #[arg(long, default_value = "-10", allow_hyphen_values = true, conflicts_with = "init")]
     pub bias_init: BiasInit,
     /// Passes over the data
     #[arg(long, default_value_t = 30)]
@@ -160,9 +162,9 @@ pub struct Config {
     /// Where the cosine ends
     #[arg(long, default_value_t = 0.0)]
     pub min_lr: f64,
-    /// Decoupled weight decay of matrices; embeddings, positions, biases and norms have none
-    #[arg(long, default_value_t = 0.1)]
-    pub weight_decay: f64,
+    /// Decoupled weight decay of matrices; embeddings, positions, biases and norms have none [default: 0.1, of lion 1e-3]
+    #[arg(long)]
+    pub weight_decay: Option<f64>,
     /// What takes the steps
     #[arg(long, value_enum, default_value = "adamw")]
     pub optimizer: Optimizer,
@@ -184,7 +186,8 @@ pub struct Config {
     /// How the whole image is resized
     #[arg(long, value_enum, default_value = "bicubic")]
     pub interpolation: Interpolation,
-    /// Weights of both towers to start from: a run, a Hugging Face folder, safetensors, .npz
+    /// Weights of both towers to start from: a run, a Hugging Face folder, safetensors, .npz; sizes, what happens to captions and
+    /// the numbers of the logits are theirs
     #[arg(long)]
     pub init: Option<PathBuf>,
     /// Weights of the image tower alone to start from: SigLIP's, or the encoder of a masked autoencoder
@@ -243,6 +246,12 @@ impl Config {
         Settings { max_len: len, eos: Eos::Sticky, pad: self.pad, lower: self.lower, punctuation: self.punctuation }
     }
 
+    /// Where images and captions are found. Flags of its own: clap has no nested group beside --resume.
+    pub fn columns(&self) -> Columns {
+        let Self { caption, image_column, images, .. } = self.clone();
+        Columns { caption, image_column, images }
+    }
+
     /// Pairs of an update.
     pub fn effective_batch(&self) -> usize {
         self.batch_size.saturating_mul(self.accum_iter as usize)
@@ -258,6 +267,11 @@ impl Config {
         self.lr.unwrap_or(if self.optimizer == Optimizer::Lion { 1e-4 } else { 1e-3 })
     }
 
+    /// The weight decay used, which the learning rate multiplies.
+    pub fn weight_decay(&self) -> f64 {
+        self.weight_decay.unwrap_or(if self.optimizer == Optimizer::Lion { 1e-3 } else { 0.1 })
+    }
+
     /// The decay of the second moment used.
     pub fn beta2(&self) -> f64 {
         self.beta2.unwrap_or(if self.optimizer == Optimizer::Lion { 0.99 } else { 0.95 })
@@ -265,16 +279,16 @@ impl Config {
 
     /// Updates of warm-up among `total`.
     pub fn warmup(&self, total: u64) -> u64 {
-        self.warmup_steps.unwrap_or_else(|| (total * 3 / 100).max(100).min(total / 2))
+        self.warmup_steps.unwrap_or_else(|| ((u128::from(total) * 3 / 100) as u64).max(100).min(total / 2))
     }
 
     /// Learning rates and decays.
     pub fn rules(&self) -> Rules {
-        let image = self.image_weight_decay.unwrap_or(self.weight_decay);
-        Rules::image_text(self.weight_decay, self.image_lr_scale, image)
+        let image = self.image_weight_decay.unwrap_or(self.weight_decay());
+        Rules::image_text(self.weight_decay(), self.image_lr_scale, image)
     }
 
-    /// Refuses values no run can use, naming key and value.
+    /// Refuses values no run can use, naming key and value. Sizes only where they do not come from weights to start from.
     ///
     /// # Errors
     /// [`Error::Config`] with the first one.
@@ -291,7 +305,7 @@ impl Config {
             ("bias_init", self.bias_init.value(self.effective_batch()), -1e6..=1e6),
             ("lr", self.learning_rate(), 0.0..=1e3),
             ("min_lr", self.min_lr, 0.0..=1e3),
-            ("weight_decay", self.weight_decay, 0.0..=1e3),
+            ("weight_decay", self.weight_decay(), 0.0..=1e3),
             ("image_weight_decay", self.image_weight_decay.unwrap_or(0.0), 0.0..=1e3),
             ("image_lr_scale", self.image_lr_scale, 0.0..=1e3),
             ("beta1", self.beta1, 0.0..=0.999_999),
@@ -307,9 +321,11 @@ impl Config {
             let expected = "--init or --init-image beside it: a tower that knows nothing cannot stay as it is";
             return Err(Error::config("freeze_image", true, expected));
         }
-        let sizes = self.sizes(1);
-        sizes.check()?;
-        load::to_hf(&sizes)?; // how the weights are written at the end
+        if self.init.is_none() {
+            let sizes = self.sizes(1);
+            sizes.check()?;
+            load::to_hf(&sizes)?; // how the weights are written at the end
+        }
         Ok(())
     }
 }

@@ -23,6 +23,10 @@ pub fn norm(device: &Device) -> Result<Tensor> {
     Tensor::from_slice(&[0.5f32; 6], [2, 3], device)
 }
 
+/// Where CLIP keeps the logarithm of its scale (Radford et al. 2021, arXiv 2103.00020, section 2.5: at most 100; open_clip: at
+/// least 1).
+const CLIP_LOG_SCALE: std::ops::RangeInclusive<f64> = 0.0..=4.605_170_185_988_092;
+
 /// Metadata key of the names of what a run does not train.
 const FROZEN: &str = "ocellus.siglip.frozen";
 
@@ -188,6 +192,17 @@ impl Task for Pretrain {
 
     fn joint(&mut self) -> Option<&mut dyn Joint<Value = u8, Inputs = PairInputs>> {
         Some(self)
+    }
+
+    /// SigLIP's scale is free: it learns beyond 100.
+    fn updated(&mut self) -> Result<()> {
+        let (scale, (low, high)) = (&mut self.model.logit_scale.master, CLIP_LOG_SCALE.into_inner());
+        let value = scale.item()?;
+        if self.loss == Loss::Softmax && !(low..=high).contains(&value) {
+            let kept = Tensor::from_slice(&[value.clamp(low, high)], [1], &Device::Cpu)?.cast(scale.dtype())?;
+            scale.copy_from(&kept)?; // recorded steps read it where it is
+        }
+        Ok(())
     }
 
     fn notes(&self, statistics: &[f64]) -> Result<Numbers> {

@@ -1,7 +1,14 @@
+use clap::Args;
+
 use super::super::gradient;
 use super::super::stepper::Stepper;
 use super::*;
+<<<<<<< HEAD
 use crate::data::{Batch, synth};
+=======
+use crate::data::Batch;
+use crate::data::text::{Lower, Settings};
+>>>>>>> fix2
 use crate::recipes::Task;
 use crate::recipes::siglip::step::tests::{batch, config, task};
 use crate::testing::devices;
@@ -95,6 +102,7 @@ fn the_schedule_counts_updates_and_the_first_rate_is_zero() {
     assert!((rate(27) - cosine(27.0)).abs() < 1e-15 && (rate(49) - cosine(49.0)).abs() < 1e-15);
 }
 
+<<<<<<< HEAD
 /// A folder with pairs to learn from and, made from flags, all that a run of 2 epochs of 2 updates has.
 fn place() -> (tempfile::TempDir, Plan, Arc<Pairs>) {
     let place = tempfile::tempdir().unwrap();
@@ -174,5 +182,80 @@ fn evaluation_sets_are_checked_at_the_beginning() {
     ] {
         let error = open(flag, path).unwrap_err().to_string();
         assert!(error.contains(cause), "{flag} {path}: {error}");
+=======
+#[test]
+fn more_updates_than_can_be_counted_are_refused() {
+    let of = |epochs: u64| plan(&config(&["--batch-size", "4", "--epochs", &epochs.to_string()]), 21);
+    for epochs in [u64::MAX, u64::MAX / 5, (1 << 53) / 5 + 1] {
+        let error = of(epochs).unwrap_err().to_string();
+        assert!(error.starts_with("config: `epochs`"), "{error}");
+    }
+    assert_eq!(of((1 << 53) / 5).unwrap().schedule.epochs, ((1u64 << 53) / 5 * 5) as f64);
+}
+
+/// A run that starts from weights treats texts as they were trained with, and has their sizes.
+#[test]
+fn weights_to_start_from_bring_sizes_and_settings() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("tokenizer.json");
+    let own = task(&[], DType::F32, &Device::Cpu, false);
+    let begun = |settings: Option<Settings>| {
+        let folder = place.path().join(if settings.is_some() { "run" } else { "published" });
+        own.tokenizer().save(place.path()).unwrap();
+        load::save(&folder, &own.model, &own.sizes).unwrap();
+        if let Some(settings) = settings {
+            Tokenizer::open(&file, settings).unwrap().save(&folder).unwrap();
+        }
+        let (folder, file) = (folder.to_str().unwrap(), file.to_str().unwrap());
+        let mut config = config(&["--init", folder, "--image-size", "12"]);
+        config.tokenizer = file.into();
+        config.check().unwrap();
+        let (_, sizes, tokenizer) = begin(&config, &Builder::new(&Device::Cpu, DType::F32, 0), false).unwrap();
+        assert_eq!(sizes, Sizes { image_size: [12, 12], ..own.sizes.clone() });
+        tokenizer.settings().clone()
+    };
+    let settings = Settings { max_len: 6, lower: Lower::Unicode, pad: 0, ..Settings::siglip2() };
+    assert_eq!(begun(Some(settings.clone())), settings);
+    assert_eq!(begun(None), Settings { max_len: 6, ..Settings::siglip_hf() });
+    let command = Config::augment_args(clap::Command::new("pretrain").arg(clap::Arg::new("resume").long("resume")));
+    for flag in [
+        "preset=tiny",
+        "patch-size=8",
+        "context-len=8",
+        "lower=none",
+        "punctuation=strip",
+        "pad=0",
+        "scale-init=5",
+        "bias-init=auto",
+    ] {
+        let flag = format!("--{flag}");
+        let given = ["pretrain", "pairs", "--tokenizer", "x", "--init", "run", &flag];
+        let error = command.clone().try_get_matches_from(given).unwrap_err();
+        assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict, "{flag}: {error}");
+    }
+}
+
+/// CLIP's scale stays between 1 and 100, also in recorded steps; SigLIP's is free.
+#[test]
+fn the_scale_of_the_softmax_loss_stays_in_its_range() {
+    for device in devices() {
+        for (loss, start, expected) in
+            [("softmax", 5.0, Some(100f64.ln())), ("softmax", -1.0, Some(0.0)), ("sigmoid", 5.0, None)]
+        {
+            let flags = ["--loss", loss];
+            let (config, mut task) = (config(&flags), task(&flags, DType::F32, &device, false));
+            task.model.logit_scale.set(&crate::Tensor::from_slice(&[start], [1], &Device::Cpu).unwrap()).unwrap();
+            let mut optimizer = optimizer(&config, &task.sizes);
+            let mut stepper = Stepper::new(&device, 1.0, Some(1.0));
+            for step in 0..4 {
+                stepper.begin(&mut task);
+                gradient(&mut task, &mut stepper, 1, &mut || Ok(batch(3 * step, 3 * step + 3))).unwrap();
+                stepper.update(&mut task, optimizer.as_mut(), 1e-6).unwrap();
+                let found = task.model.logit_scale.master.item().unwrap();
+                // A step is at most about the learning rate.
+                assert!((found - expected.unwrap_or(start)).abs() < 1e-5, "{loss} from {start}: {found}");
+            }
+        }
+>>>>>>> fix2
     }
 }

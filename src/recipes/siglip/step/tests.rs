@@ -155,11 +155,11 @@ fn a_tokenizer_of_another_vocabulary_is_refused() {
 #[test]
 fn flags_have_the_values_of_the_paper() {
     let c = config(&[]);
-    assert_eq!((c.learning_rate(), c.weight_decay, c.beta1, c.beta2(), c.clip_grad), (1e-3, 0.1, 0.9, 0.95, 1.0));
+    assert_eq!((c.learning_rate(), c.weight_decay(), c.beta1, c.beta2(), c.clip_grad), (1e-3, 0.1, 0.9, 0.95, 1.0));
     assert_eq!((c.scale(), c.bias_init.value(64)), (10.0, -10.0));
     assert!(c.check().is_ok());
     let lion = config(&["--optimizer", "lion"]);
-    assert_eq!((lion.learning_rate(), lion.beta2()), (1e-4, 0.99));
+    assert_eq!((lion.learning_rate(), lion.weight_decay(), lion.beta2()), (1e-4, 1e-3, 0.99));
     let auto = config(&["--bias-init", "auto", "--accum-iter", "4"]);
     let p: f64 = 1.0 / 256.0;
     assert!((auto.bias_init.value(auto.effective_batch()) - (p / (1.0 - p)).ln()).abs() < 1e-12);
