@@ -3,12 +3,8 @@ use clap::Args;
 use super::super::gradient;
 use super::super::stepper::Stepper;
 use super::*;
-<<<<<<< HEAD
-use crate::data::{Batch, synth};
-=======
-use crate::data::Batch;
 use crate::data::text::{Lower, Settings};
->>>>>>> fix2
+use crate::data::{Batch, synth};
 use crate::recipes::Task;
 use crate::recipes::siglip::step::tests::{batch, config, task};
 use crate::testing::devices;
@@ -102,7 +98,6 @@ fn the_schedule_counts_updates_and_the_first_rate_is_zero() {
     assert!((rate(27) - cosine(27.0)).abs() < 1e-15 && (rate(49) - cosine(49.0)).abs() < 1e-15);
 }
 
-<<<<<<< HEAD
 /// A folder with pairs to learn from and, made from flags, all that a run of 2 epochs of 2 updates has.
 fn place() -> (tempfile::TempDir, Plan, Arc<Pairs>) {
     let place = tempfile::tempdir().unwrap();
@@ -182,7 +177,9 @@ fn evaluation_sets_are_checked_at_the_beginning() {
     ] {
         let error = open(flag, path).unwrap_err().to_string();
         assert!(error.contains(cause), "{flag} {path}: {error}");
-=======
+    }
+}
+
 #[test]
 fn more_updates_than_can_be_counted_are_refused() {
     let of = |epochs: u64| plan(&config(&["--batch-size", "4", "--epochs", &epochs.to_string()]), 21);
@@ -256,6 +253,5 @@ fn the_scale_of_the_softmax_loss_stays_in_its_range() {
                 assert!((found - expected.unwrap_or(start)).abs() < 1e-5, "{loss} from {start}: {found}");
             }
         }
->>>>>>> fix2
     }
 }
