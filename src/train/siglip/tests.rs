@@ -140,6 +140,8 @@ fn an_evaluation_that_fails_loses_nothing() {
         let (ended, _, some) = run(&out, false, fails);
         assert!(ended.unwrap_err().to_string().contains("no evaluation"));
         assert_eq!(some, lines[..logged]);
+        let (_, state) = RunDir::resume(&place.path().join(&out), &config(&[]), data.identity(), 2).unwrap();
+        assert_eq!(state.unwrap().progress.step, 2 * fails);
         assert!(run(&out, true, fails).0.is_err(), "the evaluation is owed");
         let (ended, continued, all) = run(&out, true, 0);
         ended.unwrap();
