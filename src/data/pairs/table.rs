@@ -82,6 +82,8 @@ pub fn read(path: &Path, form: Form, names: &Columns) -> Result<Vec<Row>> {
                 if header.is_some() {
                     continue;
                 }
+                let how = "names no columns: images are taken from the first, captions from the second";
+                tracing::info!("{}: line {number} {how}", path.display());
             }
             let (image, caption) = columns.unwrap_or((0, 1));
             match (cells.get(image), cells.get(caption)) {
