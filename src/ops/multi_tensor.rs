@@ -1,6 +1,6 @@
 //! What the in-place operations over many tensors share: one launch for all of them, driven by a table in device memory.
 //!
-//! The table holds one record per tensor (addresses, length, factors) and one entry per [`chunk`] elements, which is one
+//! The table holds one record per tensor (addresses, length, factors) and one entry per `chunk` elements, which is one
 //! block of the grid. It is uploaded when it differs from the last one, so a training loop whose buffers stay where they
 //! are uploads it once; and to where the last one was, if it is as long: a recorded launch reads the new one.
 

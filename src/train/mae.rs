@@ -53,7 +53,7 @@ macro_rules! plan {
 /// Whatever can be checked is checked before the run's folder is made.
 ///
 /// # Errors
-/// Everything a run can meet: see [`Error`].
+/// Everything a run can meet: see [`Error`](crate::Error).
 pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) -> Result<(Outcome, Pretrain)> {
     config.check()?;
     check_dtype(dtype)?;
@@ -97,7 +97,7 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
 /// Fine-tunes (or continues) the run that `config` describes.
 ///
 /// # Errors
-/// Everything a run can meet: see [`Error`].
+/// Everything a run can meet: see [`Error`](crate::Error).
 pub fn finetune(config: &FinetuneConfig, device: &Device, dtype: DType, resume: bool) -> Result<(Outcome, Finetune)> {
     config.check()?;
     check_dtype(dtype)?;

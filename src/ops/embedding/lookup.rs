@@ -15,7 +15,7 @@ impl Lookup {
     /// `ids` into a table of `rows` rows; they may repeat.
     ///
     /// # Errors
-    /// [`Error::Value`] naming the first index out of range.
+    /// [`Error::Argument`] naming the first index out of range.
     pub fn new(ids: &[i32], rows: usize, device: &Device) -> Result<Self> {
         let order = order(ids, rows)?;
         let copy = |v: &[i32]| Tensor::from_slice(v, [v.len()], device);

@@ -17,7 +17,7 @@ impl TokenIds {
     /// `ids: [B · len]`, text after text, padded to `len` tokens each.
     ///
     /// # Errors
-    /// [`Error::Value`] naming the first id that is not below `vocab`; a shape error when `ids` are not whole texts.
+    /// [`Error::Argument`] naming the first id that is not below `vocab`; a shape error when `ids` are not whole texts.
     pub fn new(ids: &[i32], len: usize, vocab: usize, device: &Device) -> Result<Self> {
         if len == 0 || !ids.len().is_multiple_of(len) {
             let expected = format!("whole texts of {len} tokens, at least one each");
