@@ -68,7 +68,17 @@ impl Workspace {
 
     /// Puts `records` and the chunks of `lengths` (one per record) on the device, unless they are there already.
     pub(crate) fn table<R: Pod>(&mut self, records: &[R], lengths: &[usize], device: &Device) -> Result<Table> {
-        let chunk = chunk(lengths.iter().sum());
+        self.table_of(records, lengths, chunk(lengths.iter().sum()), device)
+    }
+
+    /// The same in chunks of so many elements.
+    pub(crate) fn table_of<R: Pod>(
+        &mut self,
+        records: &[R],
+        lengths: &[usize],
+        chunk: usize,
+        device: &Device,
+    ) -> Result<Table> {
         let chunks: Vec<Chunk> =
             chunks_of(lengths, chunk).map(|(t, i)| Chunk { tensor: t as u32, index: i as u32 }).collect();
         let mut host = bytemuck::cast_slice(records).to_vec();

@@ -109,8 +109,8 @@ pub(super) fn adafactor(
     let records = items.iter_mut().map(record).collect::<Result<Vec<_>>>()?;
     // One table for the four kernels: the tensors' blocks of the first, then those of the second, and so on.
     let each: Vec<[usize; 4]> = items.iter().map(blocks).collect();
-    let lengths: Vec<usize> = (0..4).flat_map(|k| each.iter().map(move |b| b[k] * CHUNK)).collect();
-    let table = work.table(&records, &lengths, &device)?;
+    let counts: Vec<usize> = (0..4).flat_map(|k| each.iter().map(move |b| b[k])).collect();
+    let table = work.table_of(&records, &counts, 1, &device)?;
     let [momentum, take] = hyper.momentum();
     let mut before = 0;
     for (k, kernel) in KERNELS.into_iter().enumerate() {

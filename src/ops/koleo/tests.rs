@@ -42,8 +42,10 @@ fn gradients_match_finite_differences() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(6))]
+    // So many columns that all are farther than 1 from their nearest: logarithms of both signs would cancel, and leave
+    // next to nothing that an error could be compared with.
     #[test]
-    fn matches_the_oracle(groups in 1usize..3, rows in 2usize..20, cols in 8usize..80) {
+    fn matches_the_oracle(groups in 1usize..3, rows in 2usize..20, cols in 48usize..120) {
         check(&case(groups, rows, cols)).unwrap();
     }
 }

@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Hyper, Item, OP};
 use crate::device::Launch;
-use crate::ops::multi_tensor::{CHUNK, THREADS, Workspace};
+use crate::ops::multi_tensor::{THREADS, Workspace};
 use crate::{DType, Result, Tensor};
 
 /// `struct LionTensor`.
@@ -66,7 +66,7 @@ pub(super) fn lion(
         norm: norm.map_or(0, Tensor::ptr),
         beta1: betas(hyper.beta1),
         beta2: betas(hyper.beta2),
-        chunk: CHUNK as u32,
+        chunk: table.chunk,
         pad: 0,
     };
     // SAFETY: `check` compared the lengths of each item's operands with the record's `n`; the items are borrowed for the

@@ -243,7 +243,10 @@ fn the_scale_of_the_softmax_loss_stays_in_its_range() {
         {
             let flags = ["--loss", loss];
             let (config, mut task) = (config(&flags), task(&flags, DType::F32, &device, false));
-            task.model.logit_scale.set(&crate::Tensor::from_slice(&[start], [1], &Device::Cpu).unwrap()).unwrap();
+            task.model
+                .logit_scale
+                .set(&crate::Tensor::from_slice(&[start as f32], [1], &Device::Cpu).unwrap())
+                .unwrap();
             let mut optimizer = optimizer(&config, &task.sizes);
             let mut stepper = Stepper::new(&device, 1.0, Some(1.0));
             for step in 0..4 {
