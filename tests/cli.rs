@@ -444,5 +444,5 @@ fn bench_prints_a_table_and_figures() {
     let figures = std::fs::read_to_string(&json).unwrap();
     let row: serde_json::Value = serde_json::from_str(figures.lines().next().unwrap()).unwrap();
     assert!(row["op"] == "mean_pool" && row["forward"].as_f64().unwrap() > 0.0);
-    assert!(fail(ocellus(&["bench", "mean_poll"])).contains("operations: adamw"));
+    assert!(fail(ocellus(&["bench", "mean_poll"])).contains("operations: adafactor"));
 }
