@@ -7,6 +7,7 @@ use super::ops::{Counts, compare};
 
 fn cases() -> Vec<Case> {
     vec![
+        ops::adafactor::case("small", &[[40, 40].into(), [40].into()]),
         ops::adamw::teacher_case("small", &[[40, 40].into(), [40].into()]),
         ops::add_layer_norm::joint_case(8, 97),
         ops::add_layer_norm::joint_case(16, 1024),
@@ -16,10 +17,12 @@ fn cases() -> Vec<Case> {
         ops::layer_norm::case(8, 97),
         ops::layer_norm::case(16, 1024),
         ops::layer_norm::case(16, 1536),
+        ops::lion::case("small", &[[40, 40].into(), [40].into()]),
         ops::layer_scale::subset_case(&[[4, 3, 2]], 96),
         ops::rope::case([1, 1, 0], [2, 2], 3, 1, 64),
         ops::softmax::case(8, 97),
         ops::softmax::case(4, 1000),
+        ops::softmax_pair_loss::case(40, 96),
         ops::swiglu::case(8, 96),
         ops::weight_norm::case(8, 96),
     ]
@@ -32,6 +35,7 @@ fn supporting_kernels_move_no_more_than_pinned() {
 
 /// Kernel, [sectors, ideal], [wavefronts, ideal].
 pub(super) const PINNED: &[(&str, Counts)] = &[
+    ("adafactor_apply_bf16", [[3000, 1768], [0, 0]]), // the two factors of an element by single numbers
     ("adamw_bf16", [[2259, 2259], [0, 0]]),
     ("add_fwd_bf16", [[3072, 3072], [0, 0]]),
     ("add_layer_norm_bwd_bf16", [[837, 666], [0, 0]]),
@@ -57,11 +61,18 @@ pub(super) const PINNED: &[(&str, Counts)] = &[
     ("layer_scale_bwd_bf16", [[198, 186], [128, 128]]), // every warp reads gamma
     ("layer_scale_bwd_reduce_f32", [[24, 24], [6, 6]]),
     ("layer_scale_fwd_bf16", [[240, 240], [0, 0]]),
+    ("lion_bf16", [[1224, 1224], [0, 0]]),
     ("rope_bf16", [[256, 256], [0, 0]]),
+    ("sigmoid_pair_loss_bwd_bf16", [[1568, 1568], [0, 0]]),
+    ("sigmoid_pair_loss_bwd_f32", [[10, 10], [0, 0]]),
     ("softmax_bwd_s12_bf16", [[231, 168], [0, 0]]),
     ("softmax_bwd_x4_bf16", [[774, 756], [0, 0]]),
     ("softmax_fwd_s12_bf16", [[154, 112], [0, 0]]),
     ("softmax_fwd_x4_bf16", [[516, 504], [0, 0]]),
+    ("softmax_pair_loss_cols_f32", [[436, 426], [176, 176]]),
+    ("softmax_pair_loss_grad_bf16", [[1740, 1720], [640, 640]]),
+    ("softmax_pair_loss_reduce_f32", [[162, 52], [1644, 359]]), // one block: a pair of f64 for each row and column
+    ("softmax_pair_loss_rows_f32", [[960, 960], [2560, 2560]]),
     ("swiglu_bwd_bf16", [[240, 240], [0, 0]]),
     ("swiglu_fwd_bf16", [[144, 144], [0, 0]]),
     ("weight_norm_bwd_bf16", [[312, 312], [0, 0]]),
