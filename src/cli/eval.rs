@@ -7,9 +7,10 @@ use ocellus::checkpoint::{StateDict, safetensors};
 use ocellus::data::text::read_lines;
 use ocellus::data::{Folder, Source};
 use ocellus::eval::{self, Features, Kind, Probe};
-use ocellus::nn::{Builder, Module};
+use ocellus::nn::Module;
+use ocellus::recipes::mae::Pool;
 use ocellus::recipes::mae::finetune::classes_of;
-use ocellus::recipes::mae::{Classifier, Pool, load};
+use ocellus::recipes::{Encoder, encoder};
 use ocellus::train::Progress;
 use ocellus::{DType, Device, Error, Result, recipes};
 
@@ -69,12 +70,11 @@ pub struct Embed {
     batch_size: usize,
 }
 
-fn model(path: &Path, device: &Device, dtype: DType, pool: Option<Pool>) -> Result<Classifier> {
-    // The head is not used; it has one class so that there is one.
-    Ok(load::classifier(path, &Builder::new(device, dtype, 0), 1, pool, None)?.0)
+fn model(path: &Path, device: &Device, dtype: DType, pool: Option<Pool>) -> Result<Box<dyn Encoder>> {
+    encoder::load(path, device, dtype, pool, None)
 }
 
-fn features(model: &Classifier, folder: Arc<Folder>, batch: usize, kind: Kind) -> Result<Features> {
+fn features(model: &dyn Encoder, folder: Arc<Folder>, batch: usize, kind: Kind) -> Result<Features> {
     let steps = folder.len().div_ceil(batch.max(1)) as u64;
     let mut progress = Progress::new("features", steps, 0, batch as f64, "images");
     let features = eval::extract(model, folder, batch, kind, |_| progress.step(""))?;
@@ -92,8 +92,8 @@ pub fn knn(flags: &Knn, machine: &Machine) -> Result<()> {
     let (train, test) = (Arc::new(Folder::labelled(&flags.train)?), Arc::new(Folder::labelled(&flags.test)?));
     classes_of(&train, &test)?;
     eval::check_vote(flags.k, flags.temperature, train.len())?; // before the time is spent
-    let train = features(&model, train, flags.batch_size, Kind::Pooled)?;
-    let test = features(&model, test, flags.batch_size, Kind::Pooled)?;
+    let train = features(model.as_ref(), train, flags.batch_size, Kind::Pooled)?;
+    let test = features(model.as_ref(), test, flags.batch_size, Kind::Pooled)?;
     let result = eval::knn(&train, &test, flags.k, flags.temperature)?;
     say!("k-NN (k = {}): top-1 {:.2} %, top-5 {:.2} %", flags.k, 100.0 * result.top1, 100.0 * result.top5);
     Ok(())
@@ -107,7 +107,7 @@ pub fn linear(flags: &Probe, machine: &Machine) -> Result<()> {
     let train = Arc::new(Folder::labelled(&flags.train)?.with_cache(1 << 30));
     let test = Arc::new(Folder::labelled(&flags.test)?);
     let mut progress = None;
-    let (head, score) = eval::linear_probe(flags, &model, train, test, |_, total, loss| {
+    let (head, score) = eval::linear_probe(flags, model.as_ref(), train, test, |_, total, loss| {
         let make = || Progress::new("probe", total, 0, flags.batch_size as f64, "images");
         progress.get_or_insert_with(make).step(&format!("loss {loss:.4}"));
     })?;
@@ -147,7 +147,7 @@ pub fn embed(flags: &Embed, machine: &Machine) -> Result<()> {
                 let device = machine.device()?;
                 let model = model(&flags.model, &device, machine.dtype(&device)?, flags.pool)?;
                 let kind = if flags.tokens { Kind::Tokens } else { Kind::Pooled };
-                features(&model, folder, flags.batch_size, kind)?
+                features(model.as_ref(), folder, flags.batch_size, kind)?
             };
             eval::write(&features, out, flags.npy)?;
             features.values.shape().clone()

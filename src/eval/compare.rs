@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Kind, Knn, extract, knn};
 use crate::data::Folder;
 use crate::nn::Builder;
+use crate::recipes::Encoder;
 use crate::recipes::mae::{Classifier, Pool, load};
 use crate::{DType, Device, Result};
 
@@ -31,7 +32,7 @@ pub fn compare_with_random(
     let (pretrained, sizes) = load::classifier(model, &builder, 1, Some(Pool::Cls), None)?;
     let random = Classifier::new(&builder, &sizes, 1, Pool::Cls)?;
     let (train, test) = (Arc::new(Folder::labelled(train)?), Arc::new(Folder::labelled(test)?));
-    let accuracy = |model: &Classifier| {
+    let accuracy = |model: &dyn Encoder| {
         let bank = extract(model, train.clone(), 64, Kind::Pooled, |_| {})?;
         let queries = extract(model, test.clone(), 64, Kind::Pooled, |_| {})?;
         knn(&bank, &queries, 20.min(bank.labels.len()), 0.07)

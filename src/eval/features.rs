@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crate::checkpoint::{StateDict, npy, safetensors};
 use crate::data::loader::Options;
 use crate::data::{Folder, Image, Loader, Source, Stream, transforms};
-use crate::recipes::mae::{Classifier, imagenet_norm};
-use crate::{Device, Error, Result, Tape, Tensor, Var};
+use crate::recipes::Encoder;
+use crate::{Device, Error, Result, Tensor};
 
 /// One row for each readable image, in the order of the folder.
 #[derive(Clone, Debug)]
@@ -40,35 +40,31 @@ impl Features {
 pub enum Kind {
     /// What a head would see: the class token or the mean of the patches.
     Pooled,
-    /// The class token and the patches in raster order; see [`Classifier::tokens`].
+    /// The class token and the patches in raster order; see [`Encoder::layers`].
     Tokens,
 }
 
 /// Runs every image of a folder through the model: resized, centre cropped, no masking. `each` is called with the number of
 /// images done.
 pub fn extract(
-    model: &Classifier,
+    model: &dyn Encoder,
     folder: Arc<Folder>,
     batch: usize,
     kind: Kind,
     each: impl FnMut(usize),
 ) -> Result<Features> {
-    let trunk = &model.trunk.config;
-    let norm = imagenet_norm(model.norm.weight.master.device())?;
-    let forward = |images: Tensor| {
-        let images = Var::constant(images);
-        match kind {
-            Kind::Pooled => Ok(model.features(&Tape::no_grad(), &images, Some(&norm), &[])?.value().clone()),
-            Kind::Tokens => model.tokens(&images, Some(&norm)),
-        }
+    let (size, [rows, columns], dim) = (model.image_size(), model.grid(), model.dim());
+    let forward = |images: Tensor| match kind {
+        Kind::Pooled => model.features(&images),
+        Kind::Tokens => Ok(model.layers(&images, 1)?.swap_remove(0)),
     };
     let row = match kind {
-        Kind::Pooled => vec![trunk.dim],
-        Kind::Tokens => vec![trunk.patches()? + 1, trunk.dim],
+        Kind::Pooled => vec![dim],
+        Kind::Tokens => vec![rows * columns + 1, dim],
     };
     let root = folder.root().to_path_buf();
-    let device = norm.device();
-    Ok(collect(folder, &root, transforms::evaluate(trunk.image)?, batch, device, trunk.image, &row, forward, each)?.0)
+    let transform = transforms::evaluate(size)?;
+    Ok(collect(folder, &root, transform, batch, model.device(), size, &row, forward, each)?.0)
 }
 
 /// What `forward` makes of the images of a data set, and the number of each row's image. `transform` gives planes of `size`

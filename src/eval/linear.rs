@@ -11,11 +11,12 @@ use crate::ops::cross_entropy::{Targets, cross_entropy};
 use crate::ops::{adamw, lars};
 use crate::optim::schedule::{Cosine, scaled_lr};
 use crate::optim::{AdamW, Lars, Optimizer as _, Rules, StepStats};
+use crate::recipes::Encoder;
+use crate::recipes::mae::Pool;
 use crate::recipes::mae::config::{check_positive, check_ranges};
 use crate::recipes::mae::finetune::classes_of;
 use crate::recipes::mae::probe::ProbeHead;
 use crate::recipes::mae::score::{Score, score};
-use crate::recipes::mae::{Classifier, Pool, imagenet_norm};
 use crate::{DType, Grads, Result, Tape, Tensor, Var};
 
 /// What trains the head.
@@ -97,28 +98,25 @@ impl Probe {
 /// Trains a head on `model`'s features of `train` and scores it on `test`. `each` hears step, steps and loss.
 pub fn linear_probe(
     config: &Probe,
-    model: &Classifier,
+    model: &dyn Encoder,
     train: Arc<Folder>,
     test: Arc<Folder>,
     mut each: impl FnMut(u64, u64, f64),
 ) -> Result<(ProbeHead, Score)> {
     config.check()?;
     let classes = classes_of(&train, &test)?;
-    let (trunk, device) = (&model.trunk.config, model.norm.weight.master.device());
-    let norm = imagenet_norm(device)?;
+    let (size, device) = (model.image_size(), model.device());
     let features = |batch: &Batch<u8>| {
-        let images = Tensor::from_slice(&batch.images, trunk.images(batch.labels.len()), device)?;
-        let y = model.features(&Tape::no_grad(), &Var::constant(images), Some(&norm), &[])?;
-        y.value().cast(DType::F32)
+        model.features(&Tensor::from_slice(&batch.images, [batch.labels.len(), 3, size[0], size[1]], device)?)
     };
-    let mut head = ProbeHead::new(&Builder::new(device, DType::F32, config.seed), trunk.dim, classes)?;
+    let mut head = ProbeHead::new(&Builder::new(device, DType::F32, config.seed), model.dim(), classes)?;
     let mut update = config.update();
     let options = Options {
         epochs: Some(config.epochs),
         unreadable: if config.strict { Unreadable::Fail } else { Unreadable::Replace },
         ..Options::training(config.batch_size, config.seed)
     };
-    let mut loader = Loader::new(train, transforms::probe(trunk.image, CropRange::SUPERVISED)?, options)?;
+    let mut loader = Loader::new(train, transforms::probe(size, CropRange::SUPERVISED)?, options)?;
     let per_epoch = loader.steps_per_epoch();
     let schedule = Cosine {
         lr: scaled_lr(config.base_rate(), config.batch_size),
@@ -140,7 +138,7 @@ pub fn linear_probe(
         step += 1;
         each(step, total, value);
     }
-    let score = score(test, trunk.image, 256, |batch| head.eval(&features(batch)?))?;
+    let score = score(test, size, 256, |batch| head.eval(&features(batch)?))?;
     Ok((head, score))
 }
 

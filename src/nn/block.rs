@@ -76,6 +76,8 @@ pub struct Style {
     pub apart: bool,
     /// Standard deviation of the MLP's biases at the start.
     pub mlp_bias: f64,
+    /// Standard deviation of weights that start normal; Xavier-uniform without.
+    pub weight_std: Option<f64>,
 }
 
 impl Style {
@@ -86,10 +88,18 @@ impl Style {
         gelu: Form::Erf,
         apart: false,
         mlp_bias: 0.0,
+        weight_std: None,
     };
+    /// DINOv2.
+    pub const DINOV2: Self = Self { weight_std: Some(0.02), ..Self::VIT };
 
     fn bias(&self) -> Init {
         if self.mlp_bias == 0.0 { Init::Zeros } else { Init::Normal(self.mlp_bias) }
+    }
+
+    /// Of a weight `[fan_out, fan_in]`.
+    pub fn weight(&self, fan_in: usize, fan_out: usize) -> Init {
+        self.weight_std.map_or(Init::Xavier { fan_in, fan_out }, Init::Normal)
     }
 }
 
@@ -112,9 +122,9 @@ impl Attention {
         }
         let [_, qkv, proj] = style.attention;
         let fan_out = if style.apart { dim } else { 3 * dim };
-        let weight = Init::Xavier { fan_in: dim, fan_out };
-        let qkv = Linear::with(&b.pp(qkv), dim, 3 * dim, weight, Init::Zeros)?;
-        Ok(Self { qkv, proj: Linear::new(&b.pp(proj), dim, dim)?, heads })
+        let qkv = Linear::with(&b.pp(qkv), dim, 3 * dim, style.weight(dim, fan_out), Init::Zeros)?;
+        let proj = Linear::with(&b.pp(proj), dim, dim, style.weight(dim, dim), Init::Zeros)?;
+        Ok(Self { qkv, proj, heads })
     }
 
     fn qkv(&self, tape: &Tape, x: &Var) -> Result<Var> {
@@ -162,7 +172,7 @@ impl Mlp {
     /// A hidden layer of `hidden` units.
     pub fn new(b: &Builder, dim: usize, hidden: usize, style: &Style) -> Result<Self> {
         let layer = |name: &str, inner: usize, outer: usize| {
-            Linear::with(&b.pp(name), inner, outer, Init::Xavier { fan_in: inner, fan_out: outer }, style.bias())
+            Linear::with(&b.pp(name), inner, outer, style.weight(inner, outer), style.bias())
         };
         Ok(Self { fc1: layer("fc1", dim, hidden)?, fc2: layer("fc2", hidden, dim)?, gelu: style.gelu })
     }

@@ -1,7 +1,8 @@
 //! Position tables of ViTs: the fixed sine-cosine table, and resizing to another grid in the ways of the upstream recipes.
 
+use crate::device::gemm::{GemmSpec, Layout, gemm};
 use crate::dtype::{Float, num_like::Ops};
-use crate::{Device, Error, Result, Tensor, with_float};
+use crate::{DType, Device, Error, Param, Result, Tape, Tensor, Var, with_float};
 
 /// A grid of patches: rows, columns.
 pub type Grid = (usize, usize);
@@ -37,7 +38,7 @@ pub fn sincos_2d(dim: usize, hg: usize, wg: usize, class_row: bool) -> Result<Ve
 
 /// How a table is read between its positions. Each of the upstream recipes has its own way; weights that were moved to another
 /// resolution in one of them belong to it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Resample {
     /// Bicubic with a = -0.75, pixel centres at halves, no antialiasing also when shrinking: MAE, Hugging Face.
     #[default]
@@ -46,6 +47,15 @@ pub enum Resample {
     Bilinear,
     /// Bilinear, pixel centres at halves, the kernel stretched when shrinking: SigLIP 2 for any grid (NaFlex).
     BilinearAntialias,
+    /// DINOv2's: bicubic at the scale `(new + offset) / old`. With an offset of 0.1, which its weights without registers were
+    /// trained with, grids are not read symmetrically. `antialias` (those with registers, offset 0): a = -0.5, the kernel
+    /// stretched when shrinking, cut at the border and normalised; else as [`Bicubic`](Self::Bicubic).
+    Scaled {
+        /// Added to the number of new positions.
+        offset: f64,
+        /// Whether the kernel is stretched.
+        antialias: bool,
+    },
     /// Bilinear between corners: the first and last position of a side stay what they are. big_vision (`scipy.ndimage.zoom`
     /// of order 1).
     Corners,
@@ -112,9 +122,61 @@ pub fn weights(old: Grid, new: Grid, how: Resample) -> Vec<Read> {
     rows.iter().flat_map(|row| cols.iter().map(move |col| (row, col))).map(cell).collect()
 }
 
+/// [`weights`] as a matrix `[new.0 · new.1 + 1, old.0 · old.1 + 1]` that keeps a class row in front.
+///
+/// # Errors
+/// More entries than memory holds.
+pub fn matrix(old: Grid, new: Grid, how: Resample, dtype: DType, device: &Device) -> Result<Tensor> {
+    let (rows, cols) = (new.0 * new.1 + 1, old.0 * old.1 + 1);
+    let mut values = vec![0f64; rows * cols];
+    values[0] = 1.0;
+    for (row, read) in values[cols..].chunks_exact_mut(cols).zip(weights(old, new, how)) {
+        read.into_iter().for_each(|(at, weight)| row[1 + at] += weight);
+    }
+    let narrow = |x: &f64| *x as f32;
+    match dtype {
+        DType::F64 => Tensor::from_slice(&values, [rows, cols], device),
+        _ => Tensor::from_slice(&values.iter().map(narrow).collect::<Vec<_>>(), [rows, cols], device),
+    }
+}
+
+/// `matrix · table` for a table `[1, L, D]`, in full precision and stored in `dtype`; the gradient goes back to the table's
+/// through the transposed matrix, in f32 (f64 for f64). `matrix: [N, L]` is in the type of the table's master.
+///
+/// # Errors
+/// When shapes or types do not fit.
+pub fn resampled(tape: &Tape, table: &Param, matrix: &Tensor, dtype: DType) -> Result<Var> {
+    let [one, len, _] = table.master.dims(RESAMPLED, "table")?;
+    let [_, cols] = matrix.dims(RESAMPLED, "matrix")?;
+    if one != 1 || cols != len {
+        return Err(Error::shape(RESAMPLED, "matrix", matrix.shape(), format!("[N, {len}]")));
+    }
+    let parameter = tape.param(table);
+    let (to, y) = (parameter.slot(), product(matrix, false, &table.master)?.cast(dtype)?);
+    if matrix.dtype() != table.master.dtype() {
+        return Err(Error::argument(RESAMPLED, "matrix", "dtype", matrix.dtype().name(), table.master.dtype().name()));
+    }
+    Ok(tape.record(RESAMPLED, y, &[&parameter], [matrix.clone()], move |dy, [matrix], grads| {
+        grads.add(to, product(&matrix, true, &dy.cast(matrix.dtype())?)?)
+    }))
+}
+
+const RESAMPLED: &str = "resampled";
+
+/// `a · b`, or `aᵀ · b`, for `a: [N, L]` and a table `b`, as a table.
+fn product(a: &Tensor, trans_a: bool, b: &Tensor) -> Result<Tensor> {
+    let ([rows, cols], [_, _, n]) = (a.dims(RESAMPLED, "matrix")?, b.dims::<3>(RESAMPLED, "table")?);
+    let (m, k) = if trans_a { (cols, rows) } else { (rows, cols) };
+    let mut d = Tensor::uninit([1, m, n], a.dtype(), a.device())?;
+    let layout = Layout { m, n, k, trans_a, trans_b: false, input: a.dtype(), output: a.dtype() };
+    gemm(&GemmSpec { layout, alpha: 1.0, beta: 0.0 }, a.storage(), b.storage(), None, d.storage_mut(RESAMPLED)?)?;
+    Ok(d)
+}
+
 /// For each new position the old ones with their weights.
 fn taps(old: usize, new: usize, how: Resample) -> Vec<Read> {
-    let scale = old as f64 / new as f64;
+    let offset = if let Resample::Scaled { offset, .. } = how { offset } else { 0.0 };
+    let scale = old as f64 / (new as f64 + offset);
     let corners = if new > 1 { (old - 1) as f64 / (new - 1) as f64 } else { 0.0 };
     let inside = |at: f64| at.clamp(0.0, old as f64 - 1.0);
     let of = |i: usize| {
@@ -126,7 +188,15 @@ fn taps(old: usize, new: usize, how: Resample) -> Vec<Read> {
                 .collect::<Vec<_>>()
         };
         match how {
-            Resample::Bicubic => around(half, 1, 2, kernel),
+            Resample::Bicubic | Resample::Scaled { antialias: false, .. } => around(half, 1, 2, kernel::<-75>),
+            Resample::Scaled { antialias: true, .. } => {
+                let stretch = scale.max(1.0);
+                let edge = |at: f64| (at.max(0.0) as usize).min(old);
+                let (first, past) = (edge(half + 1.0 - 2.0 * stretch), edge(half + 1.0 + 2.0 * stretch));
+                let weights = (first..past).map(|at| (at, kernel::<-50>((at as f64 - half) / stretch)));
+                let sum: f64 = weights.clone().map(|(_, w)| w).sum();
+                weights.map(|(at, w)| (at, w / sum)).collect()
+            }
             Resample::Bilinear => around(half, 0, 1, triangle),
             Resample::Corners => around(inside(i as f64 * corners), 0, 1, triangle),
             Resample::BilinearAntialias => {
@@ -147,13 +217,12 @@ fn triangle(t: f64) -> f64 {
     (1.0 - t.abs()).max(0.0)
 }
 
-/// Keys' cubic convolution kernel.
-fn kernel(t: f64) -> f64 {
-    const A: f64 = -0.75;
-    let t = t.abs();
+/// Keys' cubic convolution kernel with its parameter in hundredths.
+fn kernel<const A: i32>(t: f64) -> f64 {
+    let (t, a) = (t.abs(), f64::from(A) / 100.0);
     match t {
-        t if t <= 1.0 => ((A + 2.0) * t - (A + 3.0)) * t * t + 1.0,
-        t if t < 2.0 => (((t - 5.0) * t + 8.0) * t - 4.0) * A,
+        t if t <= 1.0 => ((a + 2.0) * t - (a + 3.0)) * t * t + 1.0,
+        t if t < 2.0 => (((t - 5.0) * t + 8.0) * t - 4.0) * a,
         _ => 0.0,
     }
 }
@@ -162,7 +231,14 @@ fn kernel(t: f64) -> f64 {
 mod tests {
     use super::*;
 
-    const ALL: [Resample; 4] = [Resample::Bicubic, Resample::Bilinear, Resample::BilinearAntialias, Resample::Corners];
+    const ALL: [Resample; 6] = [
+        Resample::Bicubic,
+        Resample::Bilinear,
+        Resample::BilinearAntialias,
+        Resample::Scaled { offset: 0.1, antialias: false },
+        Resample::Scaled { offset: 0.0, antialias: true },
+        Resample::Corners,
+    ];
 
     fn resampled(values: &[f64], old: Grid, new: Grid, how: Resample) -> Vec<f64> {
         let table = Tensor::from_slice(values, [1, values.len(), 1], &Device::Cpu).unwrap();

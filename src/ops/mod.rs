@@ -33,6 +33,7 @@ pub mod multi_tensor;
 mod pairs;
 pub mod patchify;
 mod pixels;
+pub mod prepare_tokens;
 pub mod prototype_cross_entropy;
 pub mod residual;
 pub mod rope;
@@ -79,6 +80,7 @@ pub fn cases() -> Vec<Case> {
         masked_mse::cases(),
         masked_scatter::cases(),
         mean_pool::cases(),
+        prepare_tokens::cases(),
         prototype_cross_entropy::cases(),
         residual::cases(),
         rope::cases(),

@@ -1,5 +1,7 @@
 //! The recipes: configuration, model, loss and step of each; the training loop is shared and drives a [`Task`].
 
+pub mod dinov2;
+pub mod encoder;
 pub mod mae;
 pub mod siglip;
 
@@ -7,6 +9,8 @@ use crate::checkpoint::StateDict;
 use crate::data::{Batch, Image};
 use crate::nn::Module;
 use crate::{Grads, Result, Tensor};
+
+pub use encoder::Encoder;
 
 /// Named numbers, in order: what a step or an evaluation reports.
 pub type Numbers = Vec<(&'static str, f64)>;

@@ -28,16 +28,16 @@ pub fn softmax_centering(g: &Golden, device: &Device, report: &mut Report) -> Ou
     let temps = g.config["teacher_temps"].as_array().ok_or("no teacher_temps")?;
     for what in ["cls", "patch"] {
         let centre = Tensor::zeros([g.usize("prototypes")], DType::F32, device)?;
-        let mut centering = Centering::new(centre, g.f64("center_momentum"))?;
+        let mut centering = Centering::new(what, &centre, g.f64("center_momentum"))?;
         for (step, temp) in temps.iter().enumerate() {
             let temp = Tensor::full([1], temp.as_f64().ok_or("no number")? as f32, device)?;
             let logits = g.tensor(&format!("input.{what}_logits_{step}"), device);
             let teacher = centering.teacher(&logits, &temp, None)?;
             report.tensor(g, &format!("output.{what}_probs_{step}"), &teacher.probabilities()?);
-            report.tensor(g, &format!("state.{what}_center_{step}"), centering.centre());
+            report.tensor(g, &format!("state.{what}_center_{step}"), &centering.center.master);
         }
         centering.update()?;
-        report.tensor(g, &format!("after.{what}_center"), centering.centre());
+        report.tensor(g, &format!("after.{what}_center"), &centering.center.master);
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ pub use case::{case, cases};
 use crate::device::gemm::{GemmSpec, Layout, gemm};
 use crate::ops::{same, shaped};
 use crate::tape::Mode;
-use crate::{Device, Error, Result, Tape, Tensor, Var};
+use crate::{DType, Device, Error, Result, Tape, Tensor, Var};
 
 const OP: &str = "linear";
 
@@ -87,6 +87,18 @@ pub fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Ten
         Layout { m: rows, n: outer, k: inner, trans_a: false, trans_b: true, input: x.dtype(), output: x.dtype() };
     let spec = GemmSpec { layout, alpha: 1.0, beta: if residual.is_some() { 1.0 } else { 0.0 } };
     gemm(&spec, x.storage(), w.storage(), b.map(Tensor::storage), y.storage_mut(OP)?)?;
+    Ok(y)
+}
+
+/// `x · wᵀ` stored in another type than that of `x` and `w`: `[rows, out]`. No gradient.
+///
+/// # Errors
+/// When a shape, dtype or device does not fit, or the types cannot be combined.
+pub fn product(x: &Tensor, w: &Tensor, output: DType) -> Result<Tensor> {
+    let Dims { rows, inner, outer } = Dims::check(x, w)?;
+    let mut y = Tensor::uninit([rows, outer], output, x.device())?;
+    let layout = Layout { m: rows, n: outer, k: inner, trans_a: false, trans_b: true, input: x.dtype(), output };
+    gemm(&GemmSpec { layout, alpha: 1.0, beta: 0.0 }, x.storage(), w.storage(), None, y.storage_mut(OP)?)?;
     Ok(y)
 }
 

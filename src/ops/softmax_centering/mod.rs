@@ -20,7 +20,7 @@ use crate::ops::ema::{self, ema};
 use crate::ops::multi_tensor::Workspace;
 use crate::ops::teacher::{Across, Reduce, Teacher, check};
 use crate::ops::{on, shaped, typed};
-use crate::{DType, Device, Error, Result, Tensor};
+use crate::{DType, Device, Error, Param, Result, Tensor};
 
 const OP: &str = "softmax_centering";
 
@@ -59,41 +59,47 @@ struct Outputs {
     mean: Tensor,
 }
 
-/// A centre and the mean that has not reached it yet.
+/// A centre and the mean that has not reached it yet: parameters that are saved with a model and never trained.
 pub struct Centering {
-    centre: Tensor,
-    pending: Option<Tensor>,
+    /// `<name>.center`, `[K]`.
+    pub center: Param,
+    /// `<name>.pending`, `[K]`: the mean of the logits of the last step.
+    pub pending: Param,
     /// Momentum and the rest, as `ema` reads them.
     scalars: Tensor,
     work: Workspace,
 }
 
 impl Centering {
-    /// From a centre `[K]`, zeros at first, f32 (f64 for f64 logits). Its storage must not be shared.
+    /// From a centre `[K]`, zeros at first, f32 (f64 for f64 logits).
     ///
     /// # Errors
     /// When the centre is not a vector of that type or the momentum not in `[0, 1]`.
-    pub fn new(centre: Tensor, momentum: f64) -> Result<Self> {
+    pub fn new(name: &str, centre: &Tensor, momentum: f64) -> Result<Self> {
         let [_] = centre.dims(OP, "centre")?;
-        typed(OP, "centre", &centre, centre.dtype().accumulate())?;
+        typed(OP, "centre", centre, centre.dtype().accumulate())?;
         if !(0.0..=1.0).contains(&momentum) {
             return Err(Error::value(OP, "momentum", momentum, "0 to 1"));
         }
         let scalars = Tensor::from_slice(&ema::scalars(momentum), [2], &Device::Cpu)?.cast(centre.dtype())?;
+        // Before the first step nothing is pending: the centre itself moves it nowhere.
+        let frozen = |what: &str| {
+            let mut p = Param::new(format!("{name}.{what}"), centre.deep_clone()?, centre.dtype())?;
+            p.trainable = false;
+            Ok::<_, Error>(p)
+        };
         let scalars = scalars.to_device(centre.device())?;
-        Ok(Self { centre, pending: None, scalars, work: Workspace::new() })
-    }
-
-    /// The centre that the last teacher was made with, or the updated one after [`update`](Self::update).
-    pub fn centre(&self) -> &Tensor {
-        &self.centre
+        Ok(Self { center: frozen("center")?, pending: frozen("pending")?, scalars, work: Workspace::new() })
     }
 
     /// Moves the centre towards the mean of the last step, if it has not moved yet.
     pub fn update(&mut self) -> Result<()> {
-        let Some(mean) = self.pending.take() else { return Ok(()) };
-        let item = ema::Item { teacher: &mut self.centre, student: &mean, compute: None };
-        ema(&mut [item], &self.scalars, &mut self.work)
+        let Self { center: Param { master: centre, .. }, pending: Param { master: pending, .. }, .. } = self;
+        own(centre)?;
+        own(pending)?;
+        let item = ema::Item { teacher: centre, student: pending, compute: None };
+        ema(&mut [item], &self.scalars, &mut self.work)?;
+        pending.copy_from(centre)
     }
 
     /// [`update`](Self::update), then [`softmax_centering`] with the centre. The logits' mean waits
@@ -101,13 +107,22 @@ impl Centering {
     /// counts as much as the next, whatever its rows.
     pub fn teacher(&mut self, logits: &Tensor, temp: &Tensor, across: Option<&mut Across<'_>>) -> Result<Teacher> {
         self.update()?;
-        let (teacher, mut mean) = softmax_centering(logits, temp, &self.centre)?;
+        let (teacher, mut mean) = softmax_centering(logits, temp, &self.center.master)?;
         if let Some(across) = across {
             across(Reduce::Mean, &mut mean)?;
         }
-        self.pending = Some(mean);
+        self.pending.master.copy_from(&mean)?;
         Ok(teacher)
     }
+}
+
+/// Copies what others hold, so that it can be written and theirs stays as it is.
+fn own(t: &mut Tensor) -> Result<()> {
+    if t.is_shared() {
+        t.device().refuse_recording("copies a shared centre before it moves it")?; // a replay would undo the move
+        *t = t.deep_clone()?;
+    }
+    Ok(())
 }
 
 /// Bytes that [`softmax_centering`] holds at most beside its arguments, its result (4 bytes per row, 8

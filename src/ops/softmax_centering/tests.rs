@@ -61,7 +61,7 @@ fn logits(seed: u64, rows: usize, cols: usize) -> Vec<f64> {
 #[test]
 fn the_centre_is_late() {
     let (cols, temp) = (5, tensor(&[0.1], &[1]));
-    let mut centering = Centering::new(Tensor::zeros([cols], DType::F64, &Device::Cpu).unwrap(), 0.9).unwrap();
+    let mut centering = Centering::new("c", &Tensor::zeros([cols], DType::F64, &Device::Cpu).unwrap(), 0.9).unwrap();
     let (mut centre, mut pending) = (vec![0.0; cols], None::<Vec<f64>>);
     for (step, rows) in [3, 0, 2, 4].into_iter().enumerate() {
         if let Some(mean) = pending.take() {
@@ -80,16 +80,16 @@ fn the_centre_is_late() {
     }
     centering.update().unwrap();
     centre.iter_mut().zip(pending.unwrap()).for_each(|(c, m)| *c = 0.9 * *c + 0.1 * m);
-    let now = centering.centre().to_vec::<f64>().unwrap();
+    let now = centering.center.master.to_vec::<f64>().unwrap();
     assert!(now.iter().zip(&centre).all(|(a, b)| (a - b).abs() < 1e-12));
     centering.update().unwrap();
-    assert_eq!(now, centering.centre().to_vec::<f64>().unwrap(), "a mean enters once");
+    assert_eq!(now, centering.center.master.to_vec::<f64>().unwrap(), "a mean enters once");
 }
 
 #[test]
 fn processes_average_their_means() {
     let temp = tensor(&[0.1f32], &[1]);
-    let mut centering = Centering::new(Tensor::zeros([2], DType::F32, &Device::Cpu).unwrap(), 0.5).unwrap();
+    let mut centering = Centering::new("c", &Tensor::zeros([2], DType::F32, &Device::Cpu).unwrap(), 0.5).unwrap();
     let mut asked = vec![];
     let z = tensor(&[1f32, 2.0, 3.0, 6.0], &[2, 2]);
     let mut across = |how, mean: &mut Tensor| {
@@ -99,7 +99,7 @@ fn processes_average_their_means() {
     centering.teacher(&z, &temp, Some(&mut across)).unwrap();
     centering.update().unwrap();
     assert_eq!(asked, [(Reduce::Mean, vec![2.0, 4.0])]);
-    assert_eq!(centering.centre().to_vec::<f32>().unwrap(), [5.0, 10.0]);
+    assert_eq!(centering.center.master.to_vec::<f32>().unwrap(), [5.0, 10.0]);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn wrong_arguments_are_named() {
     assert_eq!(error(&z(&[2])), "softmax_centering: `centre` has shape [2], expected [3]");
     let expected = "softmax_centering: `centre` has dtype f64, expected f32";
     assert_eq!(error(&tensor(&[0.0f64; 3], &[3])), expected);
-    let new = |centre: Tensor, momentum| Centering::new(centre, momentum).err().unwrap().to_string();
+    let new = |centre: Tensor, momentum| Centering::new("c", &centre, momentum).err().unwrap().to_string();
     assert_eq!(new(z(&[3]), 1.5), "softmax_centering: `momentum` has value 1.5, expected 0 to 1");
     assert_eq!(new(z(&[3, 1]), 0.9), "softmax_centering: `centre` has shape [3, 1], expected 1 axes");
     let half = z(&[3]).cast(DType::F16).unwrap();

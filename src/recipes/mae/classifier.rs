@@ -1,11 +1,13 @@
 //! The encoder as a classifier: fine-tuning, linear probe, features.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Sizes;
+use super::{Sizes, imagenet_norm};
 use crate::nn::vit::{PatchIds, Vit};
 use crate::nn::{Builder, Drops, Init, LayerNorm, Linear, Sequences};
-use crate::{Device, Error, Result, Tape, Tensor, Var, module, ops};
+use crate::recipes::encoder::{self, Encoder};
+use crate::{DType, Device, Error, Result, Tape, Tensor, Var, module, ops};
 
 /// What becomes of the tokens after the last block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
@@ -94,6 +96,21 @@ impl Classifier {
         self.trunk.run(tape, x, &layout.seqs, drops)
     }
 
+    /// What the last `n` blocks give, oldest first; what the first gets counts as given by one before it.
+    fn states(&self, tape: &Tape, images: &Tensor, n: usize) -> Result<Vec<Var>> {
+        let (images, norm) = (Var::constant(images.clone()), imagenet_norm(images.device())?);
+        let layout =
+            self.whole.get(images.value().shape()[0], self.trunk.config.patches()?, images.value().device())?;
+        let mut x = self.trunk.embed(tape, &images, Some(&norm), &layout.ids)?;
+        let mut states = VecDeque::from([x.clone()]);
+        for block in &self.trunk.blocks {
+            x = block.forward(tape, &x, &layout.seqs, &Drops::default())?;
+            states.push_back(x.clone());
+            states.drain(..states.len().saturating_sub(n));
+        }
+        Ok(states.into())
+    }
+
     /// What the head sees: `[B, embed_dim]`. `drops`: stochastic depth, one entry per block, or empty.
     pub fn features(&self, tape: &Tape, images: &Var, norm: Option<&Tensor>, drops: &[Drops]) -> Result<Var> {
         let x = self.encode(tape, images, norm, drops)?;
@@ -108,21 +125,58 @@ impl Classifier {
         }
     }
 
-    /// Tokens of unmasked images, the class token first, patches in raster order: `[B, L + 1, embed_dim]`. Those of the
-    /// class-token classifier have gone through its norm; mean pooling has a norm for the mean only.
-    pub fn tokens(&self, images: &Var, norm: Option<&Tensor>) -> Result<Tensor> {
-        let tape = Tape::no_grad();
-        let mut x = self.encode(&tape, images, norm, &[])?;
-        if self.pool == Pool::Cls {
-            x = self.norm.forward(&tape, &x)?;
-        }
-        let batch = images.value().shape()[0];
-        x.value().reshape([batch, self.trunk.config.patches()? + 1, self.trunk.config.dim])
-    }
-
     /// Logits `[B, classes]`.
     pub fn forward(&self, tape: &Tape, images: &Var, norm: Option<&Tensor>, drops: &[Drops]) -> Result<Var> {
         self.head.forward(tape, &self.features(tape, images, norm, drops)?, None)
+    }
+}
+
+impl Encoder for Classifier {
+    fn image_size(&self) -> [usize; 2] {
+        self.trunk.config.image
+    }
+
+    fn patch_size(&self) -> usize {
+        self.trunk.config.patch
+    }
+
+    fn dim(&self) -> usize {
+        self.trunk.config.dim
+    }
+
+    fn depth(&self) -> usize {
+        self.trunk.blocks.len()
+    }
+
+    fn device(&self) -> &Device {
+        self.norm.weight.master.device()
+    }
+
+    fn features(&self, images: &Tensor) -> Result<Tensor> {
+        let (images, norm) = (Var::constant(images.clone()), imagenet_norm(Encoder::device(self))?);
+        let y = Self::features(self, &Tape::no_grad(), &images, Some(&norm), &[])?;
+        y.value().cast(DType::F32)
+    }
+
+    /// Those of the class-token classifier go through its norm; mean pooling has a norm for the mean only.
+    fn layers(&self, images: &Tensor, n: usize) -> Result<Vec<Tensor>> {
+        encoder::check_layers(n, self.depth())?;
+        let (tape, shape) = (Tape::no_grad(), [images.shape()[0], self.trunk.config.patches()? + 1, self.dim()]);
+        let tokens = |x: Var| {
+            let x = if self.pool == Pool::Cls { self.norm.forward(&tape, &x)? } else { x };
+            x.value().cast(DType::F32)?.reshape(shape)
+        };
+        self.states(&tape, images, n)?.into_iter().map(tokens).collect()
+    }
+
+    fn attention(&self, images: &Tensor) -> Result<Tensor> {
+        encoder::check_layers(1, self.depth())?;
+        let tape = Tape::no_grad();
+        let input = self.states(&tape, images, 2)?.swap_remove(0);
+        let layout = self.whole.get(images.shape()[0], self.trunk.config.patches()?, images.device())?;
+        let last = &self.trunk.blocks[self.trunk.blocks.len() - 1];
+        let normed = last.norm1.forward(&tape, &input)?;
+        encoder::class_attention(&last.attn.probabilities(normed.value(), &layout.seqs)?, 1)
     }
 }
 

@@ -35,6 +35,7 @@ impl Tower {
             gelu: self.gelu,
             apart: true,
             mlp_bias: 1e-6,
+            weight_std: None,
         }
     }
 }

@@ -1,0 +1,8 @@
+//! DINOv2: a student learns from the moving average of itself, by classes that nobody named (Oquab et al. 2023, arXiv
+//! 2304.07193).
+
+pub mod backbone;
+pub mod block;
+
+pub use backbone::{Backbone, Crops, Layout, Sizes};
+pub use block::{Block, Drops, FfnKind, Kept};
