@@ -12,6 +12,8 @@ mod clip;
 mod data;
 #[path = "golden/dinov2.rs"]
 mod dinov2;
+#[path = "golden/dinov2_eval.rs"]
+mod dinov2_eval;
 #[path = "golden/dinov2_parts.rs"]
 mod dinov2_parts;
 #[path = "golden/finetune.rs"]
@@ -43,7 +45,9 @@ const KINDS: &[(&str, Runner)] = &[
     ("dinov2/dino_head", dinov2_parts::dino_head),
     ("dinov2/dino_loss", dinov2::dino_loss),
     ("dinov2/ibot_loss", dinov2::ibot_loss),
+    ("dinov2/knn", dinov2_eval::nearest),
     ("dinov2/koleo", dinov2_parts::koleo),
+    ("dinov2/linear_probe_features", dinov2_eval::linear_probe_features),
     ("dinov2/sinkhorn", dinov2::sinkhorn),
     ("dinov2/sinkhorn_extreme", dinov2::sinkhorn),
     ("dinov2/softmax_centering", dinov2::softmax_centering),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ocellus::checkpoint::{StateDict, safetensors};
 use ocellus::data::text::read_lines;
 use ocellus::data::{Folder, Source};
+use ocellus::eval::sweep::{self, Sweep};
 use ocellus::eval::{self, Features, Kind, Probe};
 use ocellus::nn::Module;
 use ocellus::recipes::mae::Pool;
@@ -26,9 +27,9 @@ pub struct Knn {
     train: PathBuf,
     /// Class folder that is classified
     test: PathBuf,
-    /// Neighbours that vote
-    #[arg(long, short, default_value_t = 20)]
-    k: usize,
+    /// Neighbours that vote, one or more numbers: 5,20 [default: 10,20,100,200, as far as there are training images]
+    #[arg(long, short, value_delimiter = ',')]
+    k: Vec<usize>,
     /// Divides similarities in the weights of the votes
     #[arg(long, default_value_t = 0.07)]
     temperature: f64,
@@ -85,22 +86,144 @@ fn features(model: &dyn Encoder, folder: Arc<Folder>, batch: usize, kind: Kind) 
     Ok(features)
 }
 
+/// Numbers of voters where none are given: DINOv2's, as far as there are samples.
+fn usual_voters(samples: usize) -> Vec<usize> {
+    let usual: Vec<usize> = [10, 20, 100, 200].into_iter().filter(|k| *k <= samples).collect();
+    if usual.is_empty() { vec![samples] } else { usual }
+}
+
 /// k-nearest neighbours.
 pub fn knn(flags: &Knn, machine: &Machine) -> Result<()> {
     let device = machine.device()?;
     let model = model(&flags.model, &device, machine.dtype(&device)?, flags.pool)?;
     let (train, test) = (Arc::new(Folder::labelled(&flags.train)?), Arc::new(Folder::labelled(&flags.test)?));
     classes_of(&train, &test)?;
-    eval::check_vote(flags.k, flags.temperature, train.len())?; // before the time is spent
+    let ks = if flags.k.is_empty() { usual_voters(train.len()) } else { flags.k.clone() };
+    eval::check_vote(&ks, flags.temperature, train.len())?; // before the time is spent
     let train = features(model.as_ref(), train, flags.batch_size, Kind::Pooled)?;
     let test = features(model.as_ref(), test, flags.batch_size, Kind::Pooled)?;
-    let result = eval::knn(&train, &test, flags.k, flags.temperature)?;
-    say!("k-NN (k = {}): top-1 {:.2} %, top-5 {:.2} %", flags.k, 100.0 * result.top1, 100.0 * result.top5);
+    // Unreadable images may have left fewer voters than the folder has files.
+    let ks = if flags.k.is_empty() { usual_voters(train.labels.len()) } else { ks };
+    for (k, result) in ks.iter().zip(eval::knn(&train, &test, &ks, flags.temperature)?) {
+        say!("k-NN (k = {k}): top-1 {:.2} %, top-5 {:.2} %", 100.0 * result.top1, 100.0 * result.top5);
+    }
     Ok(())
 }
 
+/// How linear layers on frozen features are trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Protocol {
+    /// One head with batch norm, LARS, on the feature of --pool (He et al. 2021, appendix A.1).
+    Mae,
+    /// A head without batch norm for every learning rate, number of last blocks, and with or without the mean patch token, by
+    /// gradient descent with momentum; the best on the test images is reported (Oquab et al. 2023).
+    Dinov2,
+}
+
+/// Flags of `eval linear`.
+#[derive(clap::Args)]
+pub struct Linear {
+    #[command(flatten)]
+    probe: Probe,
+    /// How it is trained, whatever the weights are of
+    #[arg(long, value_enum, default_value_t = Protocol::Mae)]
+    protocol: Protocol,
+    /// With --protocol dinov2: learning rates per 256 images [default: 1,2,5 times 1e-5 to 1e-2, and 0.1]
+    #[arg(long, value_delimiter = ',')]
+    rates: Vec<f64>,
+    /// With --protocol dinov2: numbers of last blocks whose class tokens a head sees [default: 1,4, at most all]
+    #[arg(long, value_delimiter = ',')]
+    blocks: Vec<usize>,
+    /// With --protocol dinov2: whole images instead of random crops and mirrors; their features are computed once
+    #[arg(long)]
+    no_augment: bool,
+}
+
+impl Linear {
+    /// Refuses flags of the other protocol.
+    fn check(&self) -> Result<()> {
+        let probe = &self.probe;
+        let (others, protocol) = match self.protocol {
+            Protocol::Mae => {
+                let others = [("rates", !self.rates.is_empty()), ("blocks", !self.blocks.is_empty())];
+                ([&others[..], &[("no_augment", self.no_augment)]].concat(), "mae")
+            }
+            Protocol::Dinov2 => {
+                let others = [("optimizer", probe.optimizer.is_some()), ("blr", probe.blr.is_some())];
+                let rest = [("warmup_epochs", probe.warmup_epochs.is_some()), ("weight_decay", probe.weight_decay.is_some())];
+                ([others, rest].concat(), "dinov2")
+            }
+        };
+        match others.iter().find(|(_, given)| *given) {
+            Some((key, _)) => Err(Error::config(*key, "given", format!("not given with --protocol {protocol}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The sweep on an encoder of `depth` blocks and this many training images.
+    fn sweep(&self, depth: usize, images: usize) -> Sweep {
+        let mut blocks = if self.blocks.is_empty() { vec![1, 4.min(depth)] } else { self.blocks.clone() };
+        blocks.dedup();
+        Sweep {
+            rates: if self.rates.is_empty() { sweep::RATES.to_vec() } else { self.rates.clone() },
+            blocks,
+            epochs: self.probe.epochs,
+            batch: self.probe.batch_size.unwrap_or(128.min(images)),
+            augment: !self.no_augment,
+            seed: self.probe.seed,
+            strict: self.probe.strict,
+        }
+    }
+}
+
 /// Linear probe.
-pub fn linear(flags: &Probe, machine: &Machine) -> Result<()> {
+pub fn linear(flags: &Linear, machine: &Machine) -> Result<()> {
+    flags.check()?;
+    match flags.protocol {
+        Protocol::Mae => probe(&flags.probe, machine),
+        Protocol::Dinov2 => heads(flags, machine),
+    }
+}
+
+/// Many heads at once.
+fn heads(flags: &Linear, machine: &Machine) -> Result<()> {
+    let device = machine.device()?;
+    let Probe { model: path, train, test, pool, out, .. } = &flags.probe;
+    let model = model(path, &device, machine.dtype(&device)?, *pool)?;
+    let train = Arc::new(Folder::labelled(train)?.with_cache(1 << 30));
+    let test = Arc::new(Folder::labelled(test)?);
+    let sweep = flags.sweep(model.depth(), train.len());
+    let mut progress: Option<(&str, Progress)> = None;
+    let trained = sweep.run(model.as_ref(), train, test, |what, _, total, loss| {
+        if progress.as_ref().is_none_or(|(label, _)| *label != what) {
+            let images = if what == "heads" { sweep.batch } else { sweep::IMAGES };
+            progress = Some((what, Progress::new(what, total, 0, images as f64, "images")));
+        }
+        if let Some((_, progress)) = &mut progress {
+            progress.step(&loss.map_or(String::new(), |loss| format!("loss {loss:.4}")));
+        }
+    })?;
+    if let Some(best) = sweep::best(&trained) {
+        say!(
+            "linear probe: top-1 {:.2} %, top-5 {:.2} %: best on the test images of {} heads: {} blocks, {} mean patch \
+             token, learning rate {} per 256 images",
+            100.0 * best.top1,
+            100.0 * best.top5,
+            trained.len(),
+            best.feature.blocks,
+            if best.feature.average_pool { "with" } else { "without" },
+            best.rate
+        );
+    }
+    if let Some(out) = out {
+        std::fs::write(out, sweep::table(&trained)).map_err(Error::io(out))?;
+        say!("heads: {}", out.display());
+    }
+    Ok(())
+}
+
+/// One head with batch norm.
+fn probe(flags: &Probe, machine: &Machine) -> Result<()> {
     flags.check()?;
     let device = machine.device()?;
     let model = model(&flags.model, &device, machine.dtype(&device)?, flags.pool)?;
@@ -108,7 +231,7 @@ pub fn linear(flags: &Probe, machine: &Machine) -> Result<()> {
     let test = Arc::new(Folder::labelled(&flags.test)?);
     let mut progress = None;
     let (head, score) = eval::linear_probe(flags, model.as_ref(), train, test, |_, total, loss| {
-        let make = || Progress::new("probe", total, 0, flags.batch_size as f64, "images");
+        let make = || Progress::new("probe", total, 0, flags.batch() as f64, "images");
         progress.get_or_insert_with(make).step(&format!("loss {loss:.4}"));
     })?;
     say!("linear probe: top-1 {:.2} %, top-5 {:.2} %, loss {:.4}", 100.0 * score.top1, 100.0 * score.top5, score.loss);

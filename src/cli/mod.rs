@@ -100,7 +100,7 @@ enum Eval {
     /// Accuracy of a vote of the nearest neighbours
     Knn(eval::Knn),
     /// Accuracy of a linear layer trained on the features
-    Linear(ocellus::eval::Probe),
+    Linear(Box<eval::Linear>),
     /// Accuracy of an image-text model that knows the classes by name only
     ZeroShot(siglip::ZeroShot),
     /// How often an image finds its caption and a caption its image

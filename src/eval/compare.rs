@@ -35,7 +35,7 @@ pub fn compare_with_random(
     let accuracy = |model: &dyn Encoder| {
         let bank = extract(model, train.clone(), 64, Kind::Pooled, |_| {})?;
         let queries = extract(model, test.clone(), 64, Kind::Pooled, |_| {})?;
-        knn(&bank, &queries, 20.min(bank.labels.len()), 0.07)
+        Ok(knn(&bank, &queries, &[20.min(bank.labels.len())], 0.07)?.swap_remove(0))
     };
     Ok(Compared { pretrained: accuracy(&pretrained)?, random: accuracy(&random)? })
 }

@@ -1,7 +1,11 @@
 //! Weighted k-nearest neighbours on frozen features (Wu et al. 2018, arXiv 1805.01978, section 3.4).
 //!
-//! Features are scaled to unit length; each of the k training samples of largest cosine similarity s votes for its class
-//! with weight `exp(s / temperature)`.
+//! Features are scaled to unit length. The nearest `max(k)` training samples of a test sample vote for their classes with
+//! the softmax of their cosine similarities over a temperature; a smaller k counts the first of the same votes, which are
+//! not made to sum to 1 again. Source: dinov2 at b8931f7, `eval/knn.py`. The scale of the votes does not change a
+//! prediction, so each k predicts what it would alone.
+
+use rayon::prelude::*;
 
 use super::{Features, rows};
 use crate::ops::linear;
@@ -19,9 +23,23 @@ pub struct Knn {
     pub top5: f64,
 }
 
-/// Refuses a number of voters or a temperature that no vote among `samples` can use.
-pub fn check_vote(k: usize, temperature: f64, samples: usize) -> Result<()> {
-    if k == 0 || k > samples {
+/// The nearest rows of a bank.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Neighbours {
+    /// Neighbours of each query.
+    pub k: usize,
+    /// Their rows, nearest first, equally near ones by number: `[queries, k]`.
+    pub indices: Vec<u32>,
+    /// Their cosine similarities: `[queries, k]`.
+    pub similarity: Vec<f32>,
+}
+
+/// Refuses numbers of voters or a temperature that no vote among `samples` can use.
+pub fn check_vote(ks: &[usize], temperature: f64, samples: usize) -> Result<()> {
+    if ks.is_empty() {
+        return Err(Error::config("k", "no number", "at least one"));
+    }
+    if let Some(k) = ks.iter().find(|k| **k == 0 || **k > samples) {
         return Err(Error::config("k", k, format!("1 to the {samples} training samples")));
     }
     if temperature.is_nan() || temperature <= 0.0 {
@@ -30,48 +48,90 @@ pub fn check_vote(k: usize, temperature: f64, samples: usize) -> Result<()> {
     Ok(())
 }
 
-/// Classifies `test` by its `k` nearest neighbours in `train`.
+/// The `k` rows of `bank: [N, d]` that are nearest to each row of `queries: [M, d]` by cosine similarity.
 ///
 /// # Errors
-/// When the widths differ, labels are missing or `k` is not 1 to the number of training samples.
-pub fn knn(train: &Features, test: &Features, k: usize, temperature: f64) -> Result<Knn> {
-    let [n, dim] = train.values.dims("knn", "train")?;
-    let [m, width] = test.values.dims("knn", "test")?;
+/// When the widths differ, `k` is not 1 to N, or a value is not finite.
+pub fn neighbours(bank: &Tensor, queries: &Tensor, k: usize) -> Result<Neighbours> {
+    let op = "neighbours";
+    let [n, dim] = bank.dims(op, "bank")?;
+    let [m, width] = queries.dims(op, "queries")?;
     if width != dim {
-        return Err(Error::shape("knn", "test", test.values.shape(), format!("[.., {dim}]")));
+        return Err(Error::shape(op, "queries", queries.shape(), format!("[.., {dim}]")));
     }
-    check_vote(k, temperature, n)?;
+    if k == 0 || k > n {
+        return Err(Error::value(op, "k", k, format!("1 to the {n} rows of the bank")));
+    }
+    let bank = rows::unit(bank)?;
+    let queries = rows::unit(queries)?;
+    let mut found = Neighbours { k, indices: Vec::with_capacity(m * k), similarity: Vec::with_capacity(m * k) };
+    for block in queries.as_slice::<f32>()?.chunks(BLOCK * dim.max(1)) {
+        let block = Tensor::from_slice(block, [block.len() / dim.max(1), dim], &Device::Cpu)?;
+        let similarity = linear::forward(&block, &bank, None, None)?; // [block, n]
+        let nearest: Vec<Vec<u32>> =
+            similarity.as_slice::<f32>()?.par_chunks_exact(n).map(|row| first(row, k)).collect();
+        for (row, nearest) in similarity.as_slice::<f32>()?.chunks_exact(n).zip(nearest) {
+            found.similarity.extend(nearest.iter().map(|&i| row[i as usize]));
+            found.indices.extend(nearest);
+        }
+    }
+    Ok(found)
+}
+
+/// Numbers of the `k` largest values, largest first, equal ones by number.
+fn first(similarity: &[f32], k: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..similarity.len() as u32).collect();
+    let nearer = |a: &u32, b: &u32| similarity[*b as usize].total_cmp(&similarity[*a as usize]).then(a.cmp(b));
+    order.select_nth_unstable_by(k - 1, nearer);
+    order.truncate(k);
+    order.sort_unstable_by(nearer);
+    order
+}
+
+/// Votes for each class, for each of `ks`, of the neighbours of one query: their `similarity`, nearest first, and their
+/// `labels`.
+pub fn votes(similarity: &[f32], labels: &[i32], ks: &[usize], temperature: f64, classes: usize) -> Vec<Vec<f64>> {
+    let largest = similarity.first().map_or(0.0, |s| f64::from(*s));
+    let weights: Vec<f64> = similarity.iter().map(|s| ((f64::from(*s) - largest) / temperature).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    let of = |&k: &usize| {
+        let mut votes = vec![0.0; classes];
+        weights.iter().zip(labels).take(k).for_each(|(weight, &label)| votes[label as usize] += weight / sum);
+        votes
+    };
+    ks.iter().map(of).collect()
+}
+
+/// Classifies `test` by its nearest neighbours in `train`, as many as each of `ks` says.
+///
+/// # Errors
+/// When the widths differ, labels are missing or a k is not 1 to the number of training samples.
+pub fn knn(train: &Features, test: &Features, ks: &[usize], temperature: f64) -> Result<Vec<Knn>> {
+    check_vote(ks, temperature, train.labels.len())?;
     if let Some(bad) = train.labels.iter().chain(&test.labels).find(|l| **l < 0) {
         return Err(Error::value("knn", "labels", bad, "class folders in both data sets"));
     }
     let classes = train.labels.iter().chain(&test.labels).max().map_or(0, |&l| l as usize + 1);
-    let bank = rows::unit(&train.values)?;
-    let queries = rows::unit(&test.values)?.to_vec::<f32>()?;
-    let (mut right, mut among) = (0, 0);
-    for (block, labels) in queries.chunks(BLOCK * dim).zip(test.labels.chunks(BLOCK)) {
-        let block = Tensor::from_slice(block, [labels.len(), dim], &Device::Cpu)?;
-        let similarity = linear::forward(&block, &bank, None, None)?; // [block, n]
-        for (row, &label) in similarity.as_slice::<f32>()?.chunks_exact(n).zip(labels) {
-            let ranks = vote(row, &train.labels, k, temperature, classes);
-            right += usize::from(ranks.first() == Some(&(label as usize)));
-            among += usize::from(ranks.iter().take(5).any(|&c| c == label as usize));
+    let most = ks.iter().copied().max().unwrap_or_default();
+    let found = neighbours(&train.values, &test.values, most)?;
+    let mut hits = vec![[0usize; 2]; ks.len()];
+    let rows = found.similarity.chunks_exact(most).zip(found.indices.chunks_exact(most));
+    for ((similarity, indices), &label) in rows.zip(&test.labels) {
+        let labels: Vec<i32> = indices.iter().map(|&i| train.labels[i as usize]).collect();
+        for (hits, votes) in hits.iter_mut().zip(votes(similarity, &labels, ks, temperature, classes)) {
+            let rank = rank(&votes, label as usize);
+            *hits = [hits[0] + usize::from(rank == 0), hits[1] + usize::from(rank < 5)];
         }
     }
-    Ok(Knn { top1: right as f64 / m as f64, top5: among as f64 / m as f64 })
+    let share = |hits: usize| hits as f64 / test.labels.len() as f64;
+    Ok(hits.into_iter().map(|[first, among]| Knn { top1: share(first), top5: share(among) }).collect())
 }
 
-/// Classes by falling votes; equal ones by number, so that the result is the same everywhere.
-fn vote(similarity: &[f32], labels: &[i32], k: usize, temperature: f64, classes: usize) -> Vec<usize> {
-    let mut order: Vec<u32> = (0..similarity.len() as u32).collect();
-    let nearer = |a: &u32, b: &u32| similarity[*b as usize].total_cmp(&similarity[*a as usize]).then(a.cmp(b));
-    order.select_nth_unstable_by(k - 1, nearer);
-    let mut votes = vec![0.0; classes];
-    for &i in &order[..k] {
-        votes[labels[i as usize] as usize] += (f64::from(similarity[i as usize]) / temperature).exp();
-    }
-    let mut ranks: Vec<usize> = (0..classes).collect();
-    ranks.sort_by(|&a, &b| votes[b].total_cmp(&votes[a]).then(a.cmp(&b)));
-    ranks
+/// How many classes come before that of the label: by falling votes; equal ones by number, so that the result is the same
+/// everywhere.
+fn rank(votes: &[f64], label: usize) -> usize {
+    let before = |&(class, vote): &(usize, &f64)| *vote > votes[label] || (*vote == votes[label] && class < label);
+    votes.iter().enumerate().filter(before).count()
 }
 
 #[cfg(test)]
@@ -89,20 +149,54 @@ mod tests {
     fn neighbours_vote_by_angle_and_weight() {
         let train = features(&[[1.0, 0.0], [10.0, 1.0], [0.0, 1.0], [0.1, 1.0]], &[0, 0, 1, 1]);
         let test = features(&[[0.2, 0.0], [0.0, 7.0]], &[0, 1]);
-        assert_eq!(knn(&train, &test, 2, 0.07).unwrap(), Knn { top1: 1.0, top5: 1.0 });
+        assert_eq!(knn(&train, &test, &[2], 0.07).unwrap(), [Knn { top1: 1.0, top5: 1.0 }]);
         // one near neighbour outweighs two far ones
         let train = features(&[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], &[0, 1, 1]);
-        assert_eq!(knn(&train, &features(&[[1.0, 0.1]], &[0]), 3, 0.07).unwrap().top1, 1.0);
-        assert_eq!(knn(&train, &features(&[[1.0, 0.1]], &[0]), 3, 1e6).unwrap().top1, 0.0);
+        let found = |temperature: f64| knn(&train, &features(&[[1.0, 0.1]], &[0]), &[1, 3], temperature).unwrap();
+        assert_eq!(found(0.07).iter().map(|k| k.top1).collect::<Vec<_>>(), [1.0, 1.0]);
+        assert_eq!(found(1e6).iter().map(|k| k.top1).collect::<Vec<_>>(), [1.0, 0.0]);
+    }
+
+    /// Similarities 1, 0.8 and 0.6 at temperature 0.2 weigh e^0, e^-1 and e^-2.
+    #[test]
+    fn a_smaller_k_counts_the_first_of_the_same_votes() {
+        let e = std::f64::consts::E;
+        let sum = 1.0 + 1.0 / e + 1.0 / (e * e);
+        let found = votes(&[1.0, 0.8, 0.6], &[2, 0, 2], &[3, 1, 2], 0.2, 4);
+        let expected = [
+            [1.0 / e, 0.0, 1.0 + 1.0 / (e * e), 0.0], // all of them: together 1
+            [0.0, 0.0, 1.0, 0.0],
+            [1.0 / e, 0.0, 1.0, 0.0],
+        ];
+        for (found, expected) in found.iter().flatten().zip(expected.as_flattened()) {
+            assert!((found - expected / sum).abs() < 1e-7, "{found} {expected}");
+        }
+        assert!((found[0].iter().sum::<f64>() - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn equally_near_rows_come_by_number_and_lengths_play_no_part() {
+        let [bank, queries] = [[[0.0, 2.0], [3.0, 0.0], [0.0, 5.0], [4.0, 3.0]], [[0.0, 1.0]; 4]]
+            .map(|rows| features(&rows, &[0; 4]).values);
+        let found = neighbours(&bank, &queries, 3).unwrap();
+        assert_eq!((&found.indices[..3], &found.similarity[..3]), (&[0, 2, 3][..], &[1.0, 1.0, 0.6][..]));
+        let longer: Vec<f32> = bank.as_slice::<f32>().unwrap().iter().map(|v| v * 4.0).collect();
+        assert_eq!(neighbours(&Tensor::from_slice(&longer, [4, 2], &Device::Cpu).unwrap(), &queries, 3).unwrap(), found);
+        let error = |k: usize| neighbours(&bank, &queries, k).unwrap_err().to_string();
+        assert_eq!(error(5), "neighbours: `k` has value 5, expected 1 to the 4 rows of the bank");
     }
 
     #[test]
     fn unusable_settings_are_named() {
         let train = features(&[[1.0, 0.0]], &[0]);
         let test = features(&[[1.0, 0.0]], &[-1]);
-        assert!(knn(&train, &train, 2, 0.07).unwrap_err().to_string().contains("`k` is 2"));
-        assert!(knn(&train, &test, 1, 0.07).unwrap_err().to_string().contains("labels"));
-        assert!(knn(&train, &train, 1, 0.0).unwrap_err().to_string().contains("temperature"));
+        let text = |test: &Features, ks: &[usize], temperature| {
+            knn(&train, test, ks, temperature).unwrap_err().to_string()
+        };
+        assert_eq!(text(&train, &[1, 2], 0.07), "config: `k` is 2, expected 1 to the 1 training samples");
+        assert_eq!(text(&train, &[], 0.07), "config: `k` is no number, expected at least one");
+        assert!(text(&test, &[1], 0.07).contains("labels"));
+        assert!(text(&train, &[1], 0.0).contains("temperature"));
     }
 
     /// Neighbours in raw pixels say little about the class of generated pictures, so features that score well have learnt
@@ -125,7 +219,7 @@ mod tests {
                 skipped: vec![],
             }
         };
-        let score = knn(&pixels("train"), &pixels("val"), 20, 0.07).unwrap();
+        let score = knn(&pixels("train"), &pixels("val"), &[20], 0.07).unwrap()[0];
         // 8 classes: chance is 12.5 % with a standard deviation of 1.7 % over 400 pictures.
         assert!(score.top1 < 0.25, "{score:?}");
     }

@@ -40,28 +40,28 @@ pub struct Probe {
     pub train: PathBuf,
     /// Class folder of test images
     pub test: PathBuf,
-    /// Passes over the data
-    #[arg(long, default_value_t = 90)]
-    pub epochs: u64,
+    /// Passes over the data [default: 90, with --protocol dinov2 as many as make 12500 updates]
+    #[arg(long)]
+    pub epochs: Option<u64>,
     /// Epochs of linear warm-up [default: 10, at most a fifth of the epochs]
     #[arg(long)]
     pub warmup_epochs: Option<f64>,
-    /// Images per update; upstream uses 16384
-    #[arg(long, default_value_t = 512)]
-    pub batch_size: usize,
-    /// What trains the head: LARS as upstream, gradient descent with momentum, AdamW
-    #[arg(long, value_enum, default_value_t = Optimizer::Lars)]
-    pub optimizer: Optimizer,
+    /// Images per update [default: 512 where upstream uses 16384, with --protocol dinov2 128]
+    #[arg(long)]
+    pub batch_size: Option<usize>,
+    /// What trains the head: gradient descent with momentum, AdamW [default: lars, as upstream]
+    #[arg(long, value_enum)]
+    pub optimizer: Option<Optimizer>,
     /// Learning rate per 256 images [default: 0.1, with adamw 0.001]
     #[arg(long)]
     pub blr: Option<f64>,
-    /// Weight decay
-    #[arg(long, default_value_t = 0.0)]
-    pub weight_decay: f64,
+    /// Weight decay [default: 0]
+    #[arg(long)]
+    pub weight_decay: Option<f64>,
     /// Feature: class token or mean of the patches [default: cls, for a fine-tuned file its own]
     #[arg(long, value_enum)]
     pub pool: Option<Pool>,
-    /// File to write the trained head to, .safetensors
+    /// File to write: the trained head, .safetensors; with --protocol dinov2 the table of all heads, .tsv
     #[arg(long, short)]
     pub out: Option<PathBuf>,
     /// Seed of order, crops and the head
@@ -73,24 +73,34 @@ pub struct Probe {
 }
 
 impl Probe {
+    /// Passes over the data.
+    fn epochs(&self) -> u64 {
+        self.epochs.unwrap_or(90)
+    }
+
+    /// Images per update.
+    pub fn batch(&self) -> usize {
+        self.batch_size.unwrap_or(512)
+    }
+
     /// Learning rate per 256 images.
     fn base_rate(&self) -> f64 {
-        self.blr.unwrap_or(if self.optimizer == Optimizer::AdamW { 1e-3 } else { 0.1 })
+        self.blr.unwrap_or(if self.optimizer == Some(Optimizer::AdamW) { 1e-3 } else { 0.1 })
     }
 
     /// Warm-up in epochs.
     fn warmup(&self) -> f64 {
-        self.warmup_epochs.unwrap_or((self.epochs as f64 / 5.0).min(10.0))
+        self.warmup_epochs.unwrap_or((self.epochs() as f64 / 5.0).min(10.0))
     }
 
     /// Refuses values no probe can use.
     pub fn check(&self) -> Result<()> {
-        check_positive(&[("epochs", self.epochs)])?;
+        check_positive(&[("epochs", self.epochs())])?;
         check_ranges(&[
-            ("batch_size", self.batch_size as f64, 2.0..=f64::from(u32::MAX)), // batch norm needs a variance
+            ("batch_size", self.batch() as f64, 2.0..=f64::from(u32::MAX)), // batch norm needs a variance
             ("blr", self.base_rate(), 0.0..=1e3),
-            ("weight_decay", self.weight_decay, 0.0..=1e3),
-            ("warmup_epochs", self.warmup(), 0.0..=self.epochs as f64),
+            ("weight_decay", self.weight_decay.unwrap_or(0.0), 0.0..=1e3),
+            ("warmup_epochs", self.warmup(), 0.0..=self.epochs() as f64),
         ])
     }
 }
@@ -112,19 +122,19 @@ pub fn linear_probe(
     let mut head = ProbeHead::new(&Builder::new(device, DType::F32, config.seed), model.dim(), classes)?;
     let mut update = config.update();
     let options = Options {
-        epochs: Some(config.epochs),
+        epochs: Some(config.epochs()),
         unreadable: if config.strict { Unreadable::Fail } else { Unreadable::Replace },
-        ..Options::training(config.batch_size, config.seed)
+        ..Options::training(config.batch(), config.seed)
     };
     let mut loader = Loader::new(train, transforms::probe(size, CropRange::SUPERVISED)?, options)?;
     let per_epoch = loader.steps_per_epoch();
     let schedule = Cosine {
-        lr: scaled_lr(config.base_rate(), config.batch_size),
+        lr: scaled_lr(config.base_rate(), config.batch()),
         min_lr: 0.0,
         warmup_epochs: config.warmup(),
-        epochs: config.epochs as f64,
+        epochs: config.epochs() as f64,
     };
-    let (total, mut step, mut grads) = (per_epoch * config.epochs, 0, Grads::new());
+    let (total, mut step, mut grads) = (per_epoch * config.epochs(), 0, Grads::new());
     for batch in &mut loader {
         let batch = batch?;
         let labels = Tensor::from_slice(&batch.labels, [batch.labels.len()], device)?;
@@ -147,12 +157,12 @@ type Update = Box<dyn FnMut(&mut ProbeHead, &Grads, f64) -> Result<StepStats>>;
 impl Probe {
     /// One step of the optimizer at a learning rate.
     fn update(&self) -> Update {
-        let rules = Rules::pretraining(self.weight_decay);
-        if self.optimizer == Optimizer::AdamW {
+        let rules = Rules::pretraining(self.weight_decay.unwrap_or(0.0));
+        if self.optimizer == Some(Optimizer::AdamW) {
             let mut adamw = AdamW::new(adamw::Hyper { beta1: 0.9, beta2: 0.999, eps: 1e-8 }, rules);
             return Box::new(move |head, grads, lr| adamw.step(&mut head.params_mut(), grads, lr, None));
         }
-        let trust = (self.optimizer == Optimizer::Lars).then_some(0.001);
+        let trust = (self.optimizer != Some(Optimizer::Sgd)).then_some(0.001);
         let mut lars = Lars::new(lars::Hyper { momentum: 0.9, trust }, rules);
         Box::new(move |head, grads, lr| lars.step(&mut head.params_mut(), grads, lr, None))
     }

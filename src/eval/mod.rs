@@ -8,11 +8,12 @@ mod knn;
 mod linear;
 mod retrieval;
 mod rows;
+pub mod sweep;
 pub mod zero_shot;
 
 pub use class_names::{ClassNames, templates};
 pub use compare::{Compared, compare_with_random};
 pub use features::{Features, Kind, extract, write, write_texts};
-pub use knn::{Knn, check_vote, knn};
+pub use knn::{Knn, Neighbours, check_vote, knn, neighbours, votes};
 pub use linear::{Optimizer, Probe, linear_probe};
 pub use retrieval::{Retrieval, retrieval};
