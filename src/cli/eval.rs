@@ -75,15 +75,52 @@ fn model(path: &Path, device: &Device, dtype: DType, pool: Option<Pool>) -> Resu
     encoder::load(path, device, dtype, pool, None)
 }
 
-fn features(model: &dyn Encoder, folder: Arc<Folder>, batch: usize, kind: Kind) -> Result<Features> {
+/// Says how many images could not be read.
+pub fn warn_of(skipped: &[String]) {
+    if !skipped.is_empty() {
+        tracing::warn!("{} unreadable images were left out; they are named above", skipped.len());
+    }
+}
+
+/// Features of all readable images of a folder.
+pub fn features(model: &dyn Encoder, folder: Arc<Folder>, batch: usize, kind: Kind) -> Result<Features> {
     let steps = folder.len().div_ceil(batch.max(1)) as u64;
     let mut progress = Progress::new("features", steps, 0, batch as f64, "images");
     let features = eval::extract(model, folder, batch, kind, |_| progress.step(""))?;
     progress.finish();
-    if !features.skipped.is_empty() {
-        tracing::warn!("{} unreadable images were left out; they are named above", features.skipped.len());
-    }
+    warn_of(&features.skipped);
     Ok(features)
+}
+
+/// Progress of something with several parts.
+pub struct Stages {
+    batch: usize,
+    current: Option<(&'static str, Progress)>,
+}
+
+impl Stages {
+    /// `batch`: images in a step.
+    pub fn new(batch: usize) -> Self {
+        Self { batch, current: None }
+    }
+
+    /// One step more of `what`, which has `total`.
+    pub fn step(&mut self, what: &'static str, total: u64, loss: Option<f64>) {
+        if self.current.as_ref().is_none_or(|(label, _)| *label != what) {
+            self.finish();
+            self.current = Some((what, Progress::new(what, total, 0, self.batch as f64, "images")));
+        }
+        if let Some((_, progress)) = &mut self.current {
+            progress.step(&loss.map_or(String::new(), |loss| format!("loss {loss:.4}")));
+        }
+    }
+
+    /// The last part is done.
+    pub fn finish(&mut self) {
+        if let Some((_, progress)) = self.current.take() {
+            progress.finish();
+        }
+    }
 }
 
 /// Numbers of voters where none are given: DINOv2's, as far as there are samples.
@@ -150,7 +187,8 @@ impl Linear {
             }
             Protocol::Dinov2 => {
                 let others = [("optimizer", probe.optimizer.is_some()), ("blr", probe.blr.is_some())];
-                let rest = [("warmup_epochs", probe.warmup_epochs.is_some()), ("weight_decay", probe.weight_decay.is_some())];
+                let rest =
+                    [("warmup_epochs", probe.warmup_epochs.is_some()), ("weight_decay", probe.weight_decay.is_some())];
                 ([others, rest].concat(), "dinov2")
             }
         };
@@ -193,16 +231,9 @@ fn heads(flags: &Linear, machine: &Machine) -> Result<()> {
     let train = Arc::new(Folder::labelled(train)?.with_cache(1 << 30));
     let test = Arc::new(Folder::labelled(test)?);
     let sweep = flags.sweep(model.depth(), train.len());
-    let mut progress: Option<(&str, Progress)> = None;
-    let trained = sweep.run(model.as_ref(), train, test, |what, _, total, loss| {
-        if progress.as_ref().is_none_or(|(label, _)| *label != what) {
-            let images = if what == "heads" { sweep.batch } else { sweep::IMAGES };
-            progress = Some((what, Progress::new(what, total, 0, images as f64, "images")));
-        }
-        if let Some((_, progress)) = &mut progress {
-            progress.step(&loss.map_or(String::new(), |loss| format!("loss {loss:.4}")));
-        }
-    })?;
+    let mut stages = Stages::new(sweep.batch);
+    let trained = sweep.run(model.as_ref(), train, test, |what, _, total, loss| stages.step(what, total, loss))?;
+    stages.finish();
     if let Some(best) = sweep::best(&trained) {
         say!(
             "linear probe: top-1 {:.2} %, top-5 {:.2} %: best on the test images of {} heads: {} blocks, {} mean patch \

@@ -21,6 +21,8 @@ mod eval;
 mod finetune;
 mod info;
 mod pretrain;
+mod retrieval;
+mod segmentation;
 mod siglip;
 mod synth;
 mod tokenizer;
@@ -99,12 +101,14 @@ enum Pretrain {
 enum Eval {
     /// Accuracy of a vote of the nearest neighbours
     Knn(eval::Knn),
-    /// Accuracy of a linear layer trained on the features
+    /// Accuracy of a linear layer trained on the features, or of the best of many
     Linear(Box<eval::Linear>),
     /// Accuracy of an image-text model that knows the classes by name only
     ZeroShot(siglip::ZeroShot),
-    /// How often an image finds its caption and a caption its image
-    Retrieval(siglip::Retrieval),
+    /// How often an image finds its caption and a caption its image; or, by images alone, others of its class
+    Retrieval(Box<retrieval::Flags>),
+    /// Label every pixel by a linear layer trained on the patches
+    Segmentation(Box<segmentation::Flags>),
 }
 
 #[derive(Subcommand)]
@@ -113,6 +117,12 @@ enum Visualize {
     Mae(visualize::Flags),
     /// Images against captions with probabilities, and the nearest of each
     Siglip(siglip::Visualize),
+    /// Patches in the colours of their principal components, background black, beside each image
+    Pca(visualize::Pca),
+    /// What the class token attends to in the last block: image | mean of the heads | each head
+    Attention(visualize::Attention),
+    /// Images and their nearest neighbours in a folder
+    Neighbours(visualize::Neighbours),
 }
 
 #[derive(Subcommand)]
@@ -213,10 +223,14 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Eval(Eval::Knn(flags)) => eval::knn(flags, &cli.machine)?,
         Command::Eval(Eval::Linear(flags)) => eval::linear(flags, &cli.machine)?,
         Command::Eval(Eval::ZeroShot(flags)) => siglip::zero_shot(flags, &cli.machine)?,
-        Command::Eval(Eval::Retrieval(flags)) => siglip::retrieval(flags, &cli.machine)?,
+        Command::Eval(Eval::Retrieval(flags)) => retrieval::retrieval(flags, &cli.machine)?,
+        Command::Eval(Eval::Segmentation(flags)) => segmentation::segmentation(flags, &cli.machine)?,
         Command::Embed(flags) => eval::embed(flags, &cli.machine)?,
         Command::Visualize(Visualize::Mae(flags)) => visualize::mae(flags, &cli.machine)?,
         Command::Visualize(Visualize::Siglip(flags)) => siglip::visualize(flags, &cli.machine)?,
+        Command::Visualize(Visualize::Pca(flags)) => visualize::pca(flags, &cli.machine)?,
+        Command::Visualize(Visualize::Attention(flags)) => visualize::attention(flags, &cli.machine)?,
+        Command::Visualize(Visualize::Neighbours(flags)) => visualize::neighbours(flags, &cli.machine)?,
         Command::Data(Data::Synth(flags)) => synth::synth(flags)?,
         Command::Tokenizer(Tokenizer::Train(flags)) => tokenizer::run(flags)?,
         Command::Bench(flags) => return bench::bench(flags, &cli.machine),

@@ -1,4 +1,4 @@
-//! `ocellus eval zero-shot`, `ocellus eval retrieval`, `ocellus visualize siglip`; `ocellus embed` with an image-text model.
+//! `ocellus eval zero-shot`, `ocellus visualize siglip`; `ocellus eval retrieval` and `ocellus embed` with an image-text model.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use ocellus::train::Progress;
 use ocellus::{Error, Result, Tensor};
 
 use super::Machine;
+use super::eval::warn_of;
 
 /// Largest number of pairs in a picture, which shows their square.
 const DRAWN: usize = 256;
@@ -68,15 +69,6 @@ pub struct PairsFlags {
     columns: pairs::Columns,
 }
 
-/// Flags of `eval retrieval`.
-#[derive(clap::Args)]
-pub struct Retrieval {
-    #[command(flatten)]
-    model: Model,
-    #[command(flatten)]
-    pairs: PairsFlags,
-}
-
 /// Flags of `visualize siglip`.
 #[derive(clap::Args)]
 pub struct Visualize {
@@ -119,19 +111,30 @@ impl Inputs {
     }
 }
 
+impl Model {
+    /// The weights.
+    pub fn path(&self) -> &Path {
+        &self.model
+    }
+
+    /// Images or captions per forward pass.
+    pub fn batch_size(&self) -> usize {
+        self.batch_size
+    }
+}
+
 impl PairsFlags {
+    /// These pairs with these columns.
+    pub fn new(pairs: &Path, columns: &pairs::Columns) -> Self {
+        Self { pairs: pairs.into(), columns: columns.clone() }
+    }
+
     fn open(&self) -> Result<Pairs> {
         let pairs = Pairs::open(&self.pairs, &pairs::Options { columns: self.columns.clone(), strict: false })?;
         if pairs.skipped().count > 0 {
             tracing::warn!("{} pairs were left out; they are named above", pairs.skipped().count);
         }
         Ok(pairs)
-    }
-}
-
-fn warn_of(skipped: &[String]) {
-    if !skipped.is_empty() {
-        tracing::warn!("{} unreadable images were left out; they are named above", skipped.len());
     }
 }
 
@@ -163,11 +166,11 @@ pub fn zero_shot(flags: &ZeroShot, machine: &Machine) -> Result<()> {
 }
 
 /// Retrieval in both directions.
-pub fn retrieval(flags: &Retrieval, machine: &Machine) -> Result<()> {
-    let pairs = Arc::new(flags.pairs.open()?);
-    let loaded = flags.model.inputs.load(&flags.model.model, machine)?;
-    let embedder = flags.model.inputs.embedder(&loaded, flags.model.batch_size)?;
-    let batch = flags.model.batch_size;
+pub fn retrieval(model: &Model, pairs: &PairsFlags, machine: &Machine) -> Result<()> {
+    let pairs = Arc::new(pairs.open()?);
+    let loaded = model.inputs.load(&model.model, machine)?;
+    let embedder = model.inputs.embedder(&loaded, model.batch_size)?;
+    let batch = model.batch_size;
     let mut progress = Progress::new("retrieval", pairs.len().div_ceil(batch) as u64, 0, batch as f64, "images");
     let ks = [1, 5, 10];
     let result = embedder.retrieval(pairs, &ks, || progress.step(""))?;

@@ -36,6 +36,9 @@ pub struct Flags {
     /// Frames of a clip
     #[arg(long, default_value_t = 16)]
     frames: usize,
+    /// The class of each pixel beside the images: train/images and train/masks, and the same of val
+    #[arg(long, conflicts_with_all = ["video", "captions"])]
+    masks: bool,
     /// Image-text pairs instead: clear images with several captions each as tar shards, combinations of colour and shape
     /// held out of training for validation, class folders for zero-shot classification
     #[arg(long, conflicts_with = "video")]
@@ -56,7 +59,11 @@ pub fn synth(flags: &Flags) -> Result<()> {
         size: flags.size.unwrap_or(usual.size),
         classes: flags.classes.unwrap_or(usual.classes),
         turn: flags.turn.unwrap_or(usual.turn),
-        content: if flags.video { synth::Content::Clips { frames: flags.frames } } else { usual.content },
+        content: match (flags.video, flags.masks) {
+            (true, _) => synth::Content::Clips { frames: flags.frames },
+            (_, true) => synth::Content::Masks,
+            _ => usual.content,
+        },
     };
     let unit = if flags.video { "clips" } else { "images" };
     let progress = Mutex::new(Progress::new("synth", config.pictures(), 0, 1.0, unit));

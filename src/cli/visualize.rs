@@ -1,10 +1,16 @@
-//! `ocellus visualize mae`.
+//! `ocellus visualize mae`, `pca`, `attention` and `neighbours`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ocellus::data::augment::evaluation_crop;
-use ocellus::data::{Folder, Source};
-use ocellus::recipes::mae::{load, picture};
+use ocellus::data::{Folder, Image, Source, decode};
+use ocellus::eval::Kind;
+use ocellus::eval::pictures::neighbours::Named;
+use ocellus::eval::pictures::{self, components};
+use ocellus::recipes::mae::config::parse_size;
+use ocellus::recipes::mae::{Pool, load, picture};
+use ocellus::recipes::{Encoder, encoder};
 use ocellus::{Error, Result};
 
 use super::Machine;
@@ -34,6 +40,128 @@ pub struct Flags {
     norm_pix: Option<bool>,
 }
 
+/// An encoder, images, and how they are shown.
+#[derive(clap::Args)]
+struct Shown {
+    /// Weights: a run folder, a Hugging Face folder, .safetensors or .pth
+    model: PathBuf,
+    /// Folder of images
+    images: PathBuf,
+    /// Images drawn, spread over the folder
+    #[arg(long, default_value_t = 8)]
+    count: usize,
+    /// Image side in pixels, or height x width as in 64x32: larger ones have more patches; the position table is resized
+    /// [default: the weights']
+    #[arg(long, value_parser = parse_size)]
+    image_size: Option<[usize; 2]>,
+}
+
+impl Shown {
+    /// The encoder, and the images in its size.
+    fn open(&self, machine: &Machine) -> Result<(Box<dyn Encoder>, Vec<Image>)> {
+        let (folder, device) = (Folder::open(&self.images)?, machine.device()?);
+        let model = encoder::load(&self.model, &device, machine.dtype(&device)?, None, self.image_size)?;
+        let images = pictures::spread(&folder, self.count, model.image_size())?;
+        Ok((model, images.into_iter().map(|(_, image)| image).collect()))
+    }
+}
+
+/// Flags of `visualize pca`.
+#[derive(clap::Args)]
+pub struct Pca {
+    #[command(flatten)]
+    shown: Shown,
+    /// Picture to write
+    #[arg(long, short, default_value = "components.png")]
+    out: PathBuf,
+    /// Where foreground and background part, from 0 (smallest) to 1 (largest value of the first component) [default: where
+    /// the two sides differ most (Otsu)]
+    #[arg(long)]
+    threshold: Option<f64>,
+}
+
+/// Flags of `visualize attention`.
+#[derive(clap::Args)]
+pub struct Attention {
+    #[command(flatten)]
+    shown: Shown,
+    /// Picture to write
+    #[arg(long, short, default_value = "attention.png")]
+    out: PathBuf,
+}
+
+/// Flags of `visualize neighbours`.
+#[derive(clap::Args)]
+pub struct Neighbours {
+    /// Weights: a run folder, a Hugging Face folder, .safetensors or .pth
+    model: PathBuf,
+    /// Folder of images that are ranked
+    train: PathBuf,
+    /// Folder of queries
+    images: PathBuf,
+    /// Picture to write
+    #[arg(long, short, default_value = "neighbours.png")]
+    out: PathBuf,
+    /// Queries drawn, spread over the folder
+    #[arg(long, default_value_t = 8)]
+    count: usize,
+    /// Neighbours of each
+    #[arg(long, short, default_value_t = 6)]
+    k: usize,
+    /// Feature: class token or mean of the patches [default: cls, for a fine-tuned file its own]
+    #[arg(long, value_enum)]
+    pool: Option<Pool>,
+    /// Images per forward pass
+    #[arg(long, default_value_t = 64)]
+    batch_size: usize,
+}
+
+/// Draws components.
+pub fn pca(flags: &Pca, machine: &Machine) -> Result<()> {
+    let (model, images) = flags.shown.open(machine)?;
+    components::sheet(model.as_ref(), &images, flags.threshold)?.save_png(&flags.out)?;
+    say!("image | components of its patches: {}", flags.out.display());
+    Ok(())
+}
+
+/// Draws attention.
+pub fn attention(flags: &Attention, machine: &Machine) -> Result<()> {
+    let (model, images) = flags.shown.open(machine)?;
+    pictures::attention::sheet(model.as_ref(), &images)?.save_png(&flags.out)?;
+    say!("image | mean of the heads | each head: {}", flags.out.display());
+    Ok(())
+}
+
+/// Draws neighbours.
+pub fn neighbours(flags: &Neighbours, machine: &Machine) -> Result<()> {
+    let (folder, train) = (Folder::open(&flags.images)?, Arc::new(Folder::open(&flags.train)?));
+    if !(1..=train.len()).contains(&flags.k) {
+        return Err(Error::config("k", flags.k, format!("1 to the {} images that are ranked", train.len())));
+    }
+    let device = machine.device()?;
+    let model = encoder::load(&flags.model, &device, machine.dtype(&device)?, flags.pool, None)?;
+    let size = model.image_size();
+    let queries = pictures::spread(&folder, flags.count, size)?;
+    let images: Vec<Image> = queries.iter().map(|(_, image)| image.clone()).collect();
+    let named = |folder: &Folder, file: &Path, label: i32, image: Image| {
+        let class = usize::try_from(label).ok().and_then(|label| folder.classes().get(label)).cloned();
+        let file = || file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Named { image, name: class.clone().unwrap_or_else(file), class }
+    };
+    let query = |(at, image)| named(&folder, folder.path(at), folder.label(at), image);
+    let queries: Vec<Named> = queries.into_iter().map(query).collect();
+    let bank = super::eval::features(model.as_ref(), train.clone(), flags.batch_size, Kind::Pooled)?;
+    let found = pictures::neighbours::find(model.as_ref(), &images, &bank, flags.k)?;
+    let load = |row: u32| {
+        let file = train.root().join(&bank.files[row as usize]);
+        let image = evaluation_crop(&decode::open(&file)?, size)?;
+        Ok(named(&train, &file, bank.labels[row as usize], image))
+    };
+    pictures::neighbours::sheet(&queries, &found, load)?.save_png(&flags.out)?;
+    say!("query | nearest first, with cosine similarity: {}", flags.out.display());
+    Ok(())
+}
+
 /// Draws.
 pub fn mae(flags: &Flags, machine: &Machine) -> Result<()> {
     if flags.count == 0 {
@@ -44,17 +172,8 @@ pub fn mae(flags: &Flags, machine: &Machine) -> Result<()> {
     loaded.require_decoder()?;
     let folder = Folder::open(&flags.images)?;
     let size = loaded.model.encoder.config.image;
-    let stride = (folder.len() / flags.count.max(1)).max(1);
-    let mut images = Vec::new();
-    for index in (0..folder.len()).step_by(stride).take(flags.count) {
-        match folder.load(index) {
-            Ok(image) => images.push(evaluation_crop(&image, size)?),
-            Err(e) => tracing::warn!("skipped {e}"),
-        }
-    }
-    if images.is_empty() {
-        return Err(Error::Dataset { path: flags.images.clone(), cause: "no readable image".into() });
-    }
+    let images: Vec<Image> =
+        pictures::spread(&folder, flags.count, size)?.into_iter().map(|(_, image)| image).collect();
     let pictures = picture::draw(&loaded.model, &images, flags.mask_ratio, flags.seed)?;
     picture::grid(&pictures)?.save_png(&flags.out)?;
     say!("original | masked | reconstruction | pasted: {}", flags.out.display());

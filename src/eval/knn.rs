@@ -8,11 +8,7 @@
 use rayon::prelude::*;
 
 use super::{Features, rows};
-use crate::ops::linear;
-use crate::{Device, Error, Result, Tensor};
-
-/// Test rows compared at a time: bounds memory to `BLOCK` x training samples.
-const BLOCK: usize = 256;
+use crate::{Error, Result, Tensor};
 
 /// Accuracy of a vote.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,16 +61,13 @@ pub fn neighbours(bank: &Tensor, queries: &Tensor, k: usize) -> Result<Neighbour
     let bank = rows::unit(bank)?;
     let queries = rows::unit(queries)?;
     let mut found = Neighbours { k, indices: Vec::with_capacity(m * k), similarity: Vec::with_capacity(m * k) };
-    for block in queries.as_slice::<f32>()?.chunks(BLOCK * dim.max(1)) {
-        let block = Tensor::from_slice(block, [block.len() / dim.max(1), dim], &Device::Cpu)?;
-        let similarity = linear::forward(&block, &bank, None, None)?; // [block, n]
-        let nearest: Vec<Vec<u32>> =
-            similarity.as_slice::<f32>()?.par_chunks_exact(n).map(|row| first(row, k)).collect();
-        for (row, nearest) in similarity.as_slice::<f32>()?.chunks_exact(n).zip(nearest) {
+    rows::products(&queries, &bank, |block| {
+        let nearest: Vec<Vec<u32>> = block.par_chunks_exact(n).map(|row| first(row, k)).collect();
+        for (row, nearest) in block.chunks_exact(n).zip(nearest) {
             found.similarity.extend(nearest.iter().map(|&i| row[i as usize]));
             found.indices.extend(nearest);
         }
-    }
+    })?;
     Ok(found)
 }
 
@@ -137,6 +130,7 @@ fn rank(votes: &[f64], label: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Device;
     use crate::data::augment::Normalise;
     use crate::data::{Folder, Source, synth};
 
@@ -181,7 +175,10 @@ mod tests {
         let found = neighbours(&bank, &queries, 3).unwrap();
         assert_eq!((&found.indices[..3], &found.similarity[..3]), (&[0, 2, 3][..], &[1.0, 1.0, 0.6][..]));
         let longer: Vec<f32> = bank.as_slice::<f32>().unwrap().iter().map(|v| v * 4.0).collect();
-        assert_eq!(neighbours(&Tensor::from_slice(&longer, [4, 2], &Device::Cpu).unwrap(), &queries, 3).unwrap(), found);
+        assert_eq!(
+            neighbours(&Tensor::from_slice(&longer, [4, 2], &Device::Cpu).unwrap(), &queries, 3).unwrap(),
+            found
+        );
         let error = |k: usize| neighbours(&bank, &queries, k).unwrap_err().to_string();
         assert_eq!(error(5), "neighbours: `k` has value 5, expected 1 to the 4 rows of the bank");
     }
@@ -190,9 +187,8 @@ mod tests {
     fn unusable_settings_are_named() {
         let train = features(&[[1.0, 0.0]], &[0]);
         let test = features(&[[1.0, 0.0]], &[-1]);
-        let text = |test: &Features, ks: &[usize], temperature| {
-            knn(&train, test, ks, temperature).unwrap_err().to_string()
-        };
+        let text =
+            |test: &Features, ks: &[usize], temperature| knn(&train, test, ks, temperature).unwrap_err().to_string();
         assert_eq!(text(&train, &[1, 2], 0.07), "config: `k` is 2, expected 1 to the 1 training samples");
         assert_eq!(text(&train, &[], 0.07), "config: `k` is no number, expected at least one");
         assert!(text(&test, &[1], 0.07).contains("labels"));

@@ -1,14 +1,20 @@
-//! Evaluation of frozen features: extraction, k-nearest neighbours, the linear probe; classification by text and retrieval.
+//! Evaluation of frozen features: extraction, k-nearest neighbours, linear probes of images and of pixels, retrieval, pictures;
+//! classification by text.
 
 mod class_names;
 mod compare;
 mod features;
 pub mod image_text;
+pub mod instances;
 mod knn;
 mod linear;
+pub mod pca;
+pub mod pictures;
 mod retrieval;
 mod rows;
+pub mod segmentation;
 pub mod sweep;
+mod upsample;
 pub mod zero_shot;
 
 pub use class_names::{ClassNames, templates};

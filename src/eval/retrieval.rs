@@ -5,11 +5,7 @@
 //! big_vision at 0127fb6, `evaluators/proj/image_text/image_text_retrieval.py`.
 
 use super::rows;
-use crate::ops::linear;
-use crate::{Device, Error, Result, Tensor};
-
-/// Queries compared at a time: bounds memory to `BLOCK` x candidates.
-const BLOCK: usize = 256;
+use crate::{Error, Result, Tensor};
 
 /// Recall in both directions.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,13 +54,11 @@ pub fn retrieval(images: &Tensor, texts: &Tensor, image_of: &[i32], ks: &[usize]
 
 /// For each query how many candidates lie before its nearest match.
 fn ranks<'a>(queries: &Tensor, candidates: &Tensor, matches: impl Fn(usize) -> &'a Vec<usize>) -> Result<Vec<usize>> {
-    let [count, dim] = queries.dims("retrieval", "queries")?;
+    let [count, _] = queries.dims("retrieval", "queries")?;
     let [width, _] = candidates.dims("retrieval", "candidates")?;
     let mut ranks = Vec::with_capacity(count);
-    for block in queries.as_slice::<f32>()?.chunks(BLOCK * dim.max(1)) {
-        let block = Tensor::from_slice(block, [block.len() / dim.max(1), dim], &Device::Cpu)?;
-        let scores = linear::forward(&block, candidates, None, None)?; // [block, candidates]
-        for row in scores.as_slice::<f32>()?.chunks_exact(width) {
+    rows::products(queries, candidates, |scores| {
+        for row in scores.chunks_exact(width) {
             let before = |wanted: usize| {
                 let nearer = |(other, s): (usize, &f32)| *s > row[wanted] || (*s == row[wanted] && other < wanted);
                 row.iter().enumerate().filter(|c| nearer(*c)).count()
@@ -74,13 +68,16 @@ fn ranks<'a>(queries: &Tensor, candidates: &Tensor, matches: impl Fn(usize) -> &
             });
             ranks.push(best.map_or(usize::MAX, before));
         }
-    }
+    })?;
     Ok(ranks)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Device;
+
+    const MANY: usize = 265; // more than are compared at a time
 
     fn rows(rows: &[[f32; 2]]) -> Tensor {
         Tensor::from_slice(rows.as_flattened(), [rows.len(), 2], &Device::Cpu).unwrap()
@@ -100,7 +97,7 @@ mod tests {
 
     #[test]
     fn perfect_embeddings_find_everything_and_recall_grows_with_k() {
-        let spread: Vec<f32> = (0..BLOCK + 9).map(|i| i as f32 * 6.0 / (BLOCK + 9) as f32).collect();
+        let spread: Vec<f32> = (0..MANY).map(|i| i as f32 * 6.0 / MANY as f32).collect();
         let own: Vec<i32> = (0..spread.len() as i32).collect();
         let perfect = retrieval(&angles(&spread), &angles(&spread), &own, &[1]).unwrap();
         assert_eq!((perfect.image_to_text, perfect.text_to_image), (vec![1.0], vec![1.0]));

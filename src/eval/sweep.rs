@@ -12,9 +12,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::features::collect;
+use super::rows::Order;
 use crate::data::augment::CropRange;
 use crate::data::loader::{Options, Unreadable};
-use crate::data::{Folder, Loader, Purpose, Source, Stream, transforms};
+use crate::data::{Folder, Loader, Source, transforms};
 use crate::nn::{Builder, Init, Linear, Module};
 use crate::ops::cross_entropy::{Targets, cross_entropy};
 use crate::ops::{gather_rows, lars, mean_pool};
@@ -31,7 +32,7 @@ pub const RATES: [f64; 13] = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e
 pub const UPDATES: u64 = 12_500;
 
 /// Images in a forward pass where nothing is trained.
-pub const IMAGES: usize = 64;
+const IMAGES: usize = 64;
 
 /// Test images in a product.
 const BLOCK: usize = 256;
@@ -204,10 +205,9 @@ impl Sweep {
             })?;
         } else {
             let (rows, labels) = summaries(model, train, &layout, |done, all| each("features", done, all, None))?;
-            let mut order = Order { seed: self.seed, batch: self.batch, epoch: None, order: vec![] };
-            let per_epoch = order.steps(labels.len())?;
-            self.train(&layout, &mut heads, self.updates(per_epoch), &mut each, |step| {
-                let chosen = order.chosen(step, labels.len());
+            let mut order = Order::new(labels.len(), self.batch, self.seed)?;
+            self.train(&layout, &mut heads, self.updates(order.steps()), &mut each, |step| {
+                let chosen = order.at(step);
                 let row = |&i: &usize| &rows[i * layout.row()..(i + 1) * layout.row()];
                 let summaries = chosen.iter().flat_map(row).copied().collect();
                 Ok((summaries, chosen.iter().map(|&i| labels[i]).collect()))
@@ -345,37 +345,10 @@ fn summaries(
     Ok((features.values.to_vec::<f32>()?, features.labels))
 }
 
-/// Batches of numbers, in a new order in every epoch, full ones only.
-struct Order {
-    seed: u64,
-    batch: usize,
-    epoch: Option<u64>,
-    order: Vec<usize>,
-}
-
-impl Order {
-    fn steps(&self, samples: usize) -> Result<u64> {
-        if self.batch > samples {
-            return Err(Error::config("batch_size", self.batch, format!("at most the {samples} training images")));
-        }
-        Ok((samples / self.batch) as u64)
-    }
-
-    fn chosen(&mut self, step: u64, samples: usize) -> &[usize] {
-        let per_epoch = (samples / self.batch) as u64;
-        let (epoch, at) = (step / per_epoch, (step % per_epoch) as usize * self.batch);
-        if self.epoch != Some(epoch) {
-            self.epoch = Some(epoch);
-            self.order = (0..samples).collect();
-            Stream::new(self.seed, Purpose::SHUFFLE, epoch, 0).shuffle(&mut self.order);
-        }
-        &self.order[at..at + self.batch]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Purpose, Stream};
 
     #[test]
     fn a_summary_holds_every_feature() {
@@ -389,7 +362,10 @@ mod tests {
         let expected = [0.0, 1.0, 100.0, 101.0, 103.0, 104.0, 6.0, 7.0, 106.0, 107.0, 109.0, 110.0];
         assert_eq!(all.to_vec::<f32>().unwrap(), expected);
         let columns = |blocks, average_pool| Feature { blocks, average_pool }.columns(2, 2);
-        assert_eq!([columns(1, false), columns(1, true), columns(2, false), columns(2, true)], [2..4, 2..6, 0..4, 0..6]);
+        assert_eq!(
+            [columns(1, false), columns(1, true), columns(2, false), columns(2, true)],
+            [2..4, 2..6, 0..4, 0..6]
+        );
         assert_eq!(summary(&[]).unwrap_err().to_string(), "summary: `layers` has value 0, expected at least one");
     }
 
@@ -414,7 +390,11 @@ mod tests {
             let rows = start.linear.weight.master.to_vec::<f32>().unwrap();
             let of = |head: &usize| rows[head * 3 * width..(head + 1) * 3 * width].to_vec();
             let values: Vec<f32> = copies.iter().flat_map(of).collect();
-            heads.linear.weight.set(&Tensor::from_slice(&values, [3 * copies.len(), width], &Device::Cpu).unwrap()).unwrap();
+            heads
+                .linear
+                .weight
+                .set(&Tensor::from_slice(&values, [3 * copies.len(), width], &Device::Cpu).unwrap())
+                .unwrap();
         }
         sweep.train(&layout, &mut heads, 6, &mut |_, _, _, _| (), |step| Ok(batch(step, &layout))).unwrap();
         let of = |heads: &Heads| {
@@ -444,30 +424,16 @@ mod tests {
 
     #[test]
     fn the_best_head_is_the_first_of_the_highest() {
-        let head = |rate: f64, top1: f64| {
-            Trained { feature: Feature { blocks: 4, average_pool: true }, rate, top1, top5: 1.0 }
+        let head = |rate: f64, top1: f64| Trained {
+            feature: Feature { blocks: 4, average_pool: true },
+            rate,
+            top1,
+            top5: 1.0,
         };
         let all = [head(0.1, 0.25), head(0.2, 0.5), head(0.3, 0.5)];
         assert_eq!(best(&all), Some(&all[1]));
         assert_eq!(best(&[]), None);
-        assert_eq!(
-            table(&all[..1]),
-            "blocks\taverage_pool\trate\ttop1\ttop5\n4\ttrue\t0.1\t0.250000\t1.000000\n"
-        );
-    }
-
-    #[test]
-    fn an_epoch_has_every_sample_of_its_full_batches_once() {
-        let mut order = Order { seed: 0, batch: 3, epoch: None, order: vec![] };
-        assert_eq!(order.steps(10).unwrap(), 3);
-        let mut epoch: Vec<usize> = (3..6).flat_map(|step| order.chosen(step, 10).to_vec()).collect();
-        let first: Vec<usize> = (0..3).flat_map(|step| order.chosen(step, 10).to_vec()).collect();
-        assert_ne!(epoch, first);
-        epoch.sort_unstable();
-        epoch.dedup();
-        assert_eq!(epoch.len(), 9);
-        let text = order.steps(2).unwrap_err().to_string();
-        assert_eq!(text, "config: `batch_size` is 3, expected at most the 2 training images");
+        assert_eq!(table(&all[..1]), "blocks\taverage_pool\trate\ttop1\ttop5\n4\ttrue\t0.1\t0.250000\t1.000000\n");
     }
 
     #[test]

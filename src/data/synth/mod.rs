@@ -9,6 +9,9 @@
 //! out/train/<class>/000000.png   out/val/<class>/000000.png
 //! ```
 //!
+//! The same pictures with masks, see [`Content::Masks`]: `out/<split>/images/<class>/000000.png`, and as indexed PNG the class
+//! of each pixel in `out/<split>/masks/<class>/000000.png`, 0 for none, else the label plus 1.
+//!
 //! Clips: `frames` pictures each, in `out/<split>/frames/<clip>/00000.png`; object numbers as indexed PNG in
 //! `out/<split>/masks/<clip>/00000.png`; one line per clip in `out/<split>/clips.jsonl`.
 //!
@@ -52,6 +55,8 @@ use crate::{Error, Result};
 pub enum Content {
     /// Cluttered pictures in class folders, a caption for each.
     Pictures,
+    /// Those pictures with the class of each pixel: the shape that is the picture's class where it can be seen.
+    Masks,
     /// Moving things with masks, `frames` pictures in a clip.
     Clips {
         /// Pictures in a clip.
@@ -218,7 +223,7 @@ pub fn generate(config: &Config, out: impl AsRef<Path>, progress: &(dyn Fn(u64) 
             report.images += count as u64;
         }
     }
-    if config.content == Content::Pictures {
+    if matches!(config.content, Content::Pictures | Content::Masks) {
         write(&out.join("captions.tsv"), &tsv)?;
         write(&out.join("captions.jsonl"), &jsonl)?;
     }
@@ -242,13 +247,28 @@ fn pictures(
     out: &Path,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<Line>> {
+    let masks = config.content == Content::Masks;
+    let split_name = split.name();
+    let (images, maps) = match masks {
+        true => (format!("{split_name}/images"), format!("{split_name}/masks")),
+        false => (split_name.to_owned(), String::new()),
+    };
     for kind in config.kinds().iter().take(count) {
-        create(&out.join(split.name()).join(kind.name()))?;
+        create(&out.join(&images).join(kind.name()))?;
+        if masks {
+            create(&out.join(&maps).join(kind.name()))?;
+        }
     }
     let one = |index: usize| {
         let (scene, label) = config.picture(split, index);
-        let file = format!("{}/{}/{index:06}.png", split.name(), config.kinds()[label].name());
+        let name = format!("{}/{index:06}.png", config.kinds()[label].name());
+        let file = format!("{images}/{name}");
         scene.image.save_png(out.join(&file))?;
+        if masks {
+            let mut mask = scene.mask;
+            mask.ids.iter_mut().for_each(|id| *id *= label as u8 + 1);
+            mask.save(out.join(&maps).join(&name))?;
+        }
         progress(1);
         Ok(Line { file, label, caption: scene.caption, description: scene.description })
     };
@@ -345,6 +365,28 @@ mod tests {
 
         let error = generate(&small(), &out, &|_| ()).unwrap_err();
         assert!(error.to_string().contains("not empty"), "{error}");
+    }
+
+    #[test]
+    fn masks_lie_beside_the_same_pictures() {
+        let dir = tempfile::tempdir().unwrap();
+        let (plain, masked) = (dir.path().join("plain"), dir.path().join("masked"));
+        generate(&small(), &plain, &|_| ()).unwrap();
+        let report = generate(&Config { content: Content::Masks, ..small() }, &masked, &|_| ()).unwrap();
+        assert_eq!(report.images, 29);
+        let folder = Folder::open(masked.join("train/images")).unwrap();
+        assert_eq!((folder.len(), folder.classes().len()), (20, 8));
+        for index in 0..folder.len() {
+            let name = folder.path(index).strip_prefix(masked.join("train/images")).unwrap();
+            let same = fs::read(plain.join("train").join(name)).unwrap();
+            assert!(fs::read(folder.path(index)).unwrap() == same, "{}", name.display());
+            let mask = LabelMap::open(masked.join("train/masks").join(name)).unwrap();
+            let kind = Kind::ALL.iter().position(|kind| name.starts_with(kind.name())).unwrap() as u8;
+            let of_class = mask.ids.iter().filter(|id| **id == kind + 1).count();
+            assert!(of_class > 20 && mask.ids.iter().all(|id| [0, kind + 1].contains(id)), "{}", name.display());
+        }
+        let tsv = fs::read_to_string(masked.join("captions.tsv")).unwrap();
+        assert!(tsv.lines().all(|line| masked.join(line.split('\t').next().unwrap()).is_file()), "{tsv}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::paint::{COLOURS, Canvas, Pattern, Rgb, Surface, contrasting, distance, jittered};
 use super::shape::{Kind, Outline, Placed};
 use crate::data::image::{Image, Rect};
+use crate::data::label_map::LabelMap;
 use crate::data::rng::Stream;
 
 /// What is in a picture, as its caption says it.
@@ -32,6 +33,8 @@ pub struct Description {
 pub struct Scene {
     /// The picture.
     pub image: Image,
+    /// 1 where the shape can be seen, 0 elsewhere.
+    pub mask: LabelMap,
     /// What is in it.
     pub description: Description,
     /// The same as a sentence.
@@ -78,6 +81,8 @@ pub fn draw(rng: &mut Stream, kind: Kind, size: usize, turn: f64) -> Scene {
         canvas.draw(&piece, &surface);
     }
     canvas.draw(&shape, &surface);
+    let mut mask = LabelMap { width: size, height: size, ids: vec![0; size * size] };
+    shape.stamp(&mut mask, 1);
     let visible = covered(&shape, size);
     for _ in 0..in_front {
         let radius = rng.uniform(0.04, 0.09) as f32 * side;
@@ -92,6 +97,7 @@ pub fn draw(rng: &mut Stream, kind: Kind, size: usize, turn: f64) -> Scene {
         }
         let surface = piece_surface(rng, rgb);
         canvas.draw(&piece, &surface);
+        piece.stamp(&mut mask, 0);
     }
     canvas.shade(Placed::random_angle(rng), rng.uniform(0.05, 0.25) as f32);
     let image = canvas.develop(rng, 0.02);
@@ -111,7 +117,7 @@ pub fn draw(rng: &mut Stream, kind: Kind, size: usize, turn: f64) -> Scene {
         bounds: [bounds.left, bounds.top, bounds.width, bounds.height],
     };
     let caption = caption(rng, &description);
-    Scene { image, description, caption }
+    Scene { image, mask, description, caption }
 }
 
 fn pick(rng: &mut Stream, patterns: &[Pattern]) -> Pattern {
@@ -233,6 +239,13 @@ mod tests {
                 let [left, top, width, height] = d.bounds;
                 assert!(left + width <= 48 && top + height <= 48, "{d:?}");
                 assert!(width >= 10 && height >= 10, "{d:?}"); // at least half of the smallest radius on each side
+                // The mask is the shape without what lies before it: inside its bounds, and most of it is left.
+                let seen = |at: &usize| scene.mask.ids[*at] == 1;
+                let inside =
+                    |at: usize| (left..left + width).contains(&(at % 48)) && (top..top + height).contains(&(at / 48));
+                assert!((0..48 * 48).filter(seen).all(inside), "{d:?}");
+                let count = (0..48 * 48).filter(seen).count();
+                assert!(count * 8 > width * height && scene.mask.ids.iter().all(|id| *id <= 1), "{d:?}: {count}");
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use std::f32::consts::{PI, TAU};
 
+use crate::data::label_map::LabelMap;
 use crate::data::rng::Stream;
 
 /// A kind of shape. The first ones, in this order, are the classes of labelled pictures.
@@ -244,6 +245,21 @@ impl Placed {
     pub fn bounds(&self, size: usize) -> [std::ops::Range<usize>; 2] {
         let reach = 1.2 * self.radius + 1.0;
         self.centre.map(|c| (c - reach).max(0.0) as usize..((c + reach).max(0.0) as usize + 1).min(size))
+    }
+
+    /// Gives the pixels that are at least half covered to `id`; returns how many they are.
+    pub fn stamp(&self, mask: &mut LabelMap, id: u8) -> usize {
+        let [columns, rows] = self.bounds(mask.width);
+        let mut pixels = 0;
+        for y in rows {
+            for x in columns.clone() {
+                if self.coverage(x as f32 + 0.5, y as f32 + 0.5) >= 0.5 {
+                    mask.ids[y * mask.width + x] = id;
+                    pixels += 1;
+                }
+            }
+        }
+        pixels
     }
 
     /// Any angle.

@@ -133,11 +133,11 @@ pub fn draw(rng: &mut Stream, kinds: &[Kind], size: usize, frames: usize) -> Cli
         let mut mask = LabelMap { width: size, height: size, ids: vec![0; size * size] };
         for ((shape, mover), object) in placed.iter().zip(&movers).zip(&mut clip.objects) {
             canvas.draw(shape, &mover.surface);
-            object.whole.push(stamp(&mut mask, shape, object.id));
+            object.whole.push(shape.stamp(&mut mask, object.id));
         }
         for (shape, surface) in &bars {
             canvas.draw(shape, surface);
-            stamp(&mut mask, shape, 0);
+            shape.stamp(&mut mask, 0);
         }
         for object in &mut clip.objects {
             object.visible.push(mask.ids.iter().filter(|&&id| id == object.id).count());
@@ -148,21 +148,6 @@ pub fn draw(rng: &mut Stream, kinds: &[Kind], size: usize, frames: usize) -> Cli
     }
     clip.caption = caption(&clip.objects, COLOURS[ground_colour].0, pattern.name());
     clip
-}
-
-/// Gives the pixels that are at least half covered to `id`; returns how many they are.
-fn stamp(mask: &mut LabelMap, shape: &Placed, id: u8) -> usize {
-    let [columns, rows] = shape.bounds(mask.width);
-    let mut pixels = 0;
-    for y in rows {
-        for x in columns.clone() {
-            if shape.coverage(x as f32 + 0.5, y as f32 + 0.5) >= 0.5 {
-                mask.ids[y * mask.width + x] = id;
-                pixels += 1;
-            }
-        }
-    }
-    pixels
 }
 
 fn caption(objects: &[Object], ground_colour: &str, ground_pattern: &str) -> String {

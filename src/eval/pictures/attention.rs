@@ -1,7 +1,8 @@
 //! What the class token attends to in the last block, head by head, over the image.
 
-use super::{PAD, SIDE, batch, upsample};
+use super::{PAD, SIDE, batch};
 use crate::data::{Image, contact};
+use crate::eval::upsample::bilinear;
 use crate::recipes::Encoder;
 use crate::{Error, Result};
 
@@ -15,14 +16,14 @@ fn heat(strength: f64) -> [f64; 3] {
 ///
 /// # Errors
 /// A map of another size than the grid.
-pub fn overlay(image: &Image, map: &[f64], grid: [usize; 2]) -> Result<Image> {
+pub fn overlay(image: &Image, map: &[f32], grid: [usize; 2]) -> Result<Image> {
     if map.len() != grid[0] * grid[1] || map.is_empty() {
         let expected = format!("{} x {}, at least one", grid[0], grid[1]);
         return Err(Error::argument("overlay", "map", "length", map.len().to_string(), expected));
     }
-    let (low, high) = map.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
-    let strength = |v: f64| if high > low { (v - low) / (high - low) } else { 0.0 };
-    let strengths = upsample(map, grid, [image.height, image.width]).into_iter().map(strength);
+    let (low, high) = map.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+    let strength = |v: f32| if high > low { f64::from((v - low) / (high - low)) } else { 0.0 };
+    let strengths = bilinear(map, grid, [image.height, image.width]).into_iter().map(strength);
     let mut data = Vec::with_capacity(image.data.len());
     for (pixel, strength) in image.data.chunks_exact(3).zip(strengths) {
         let gray = pixel.iter().map(|v| f64::from(*v)).sum::<f64>() / 3.0;
@@ -43,8 +44,9 @@ pub fn sheet(model: &dyn Encoder, images: &[Image]) -> Result<Image> {
     for image in images {
         let attention = model.attention(&batch(std::slice::from_ref(image), model.device())?)?;
         let [_, heads, _] = attention.dims("attention", "attention")?;
-        let maps = attention.to_f64()?;
-        let mean = (0..len).map(|at| maps.iter().skip(at).step_by(len).sum::<f64>() / heads as f64).collect::<Vec<f64>>();
+        let maps = attention.to_vec::<f32>()?;
+        let mean =
+            (0..len).map(|at| maps.iter().skip(at).step_by(len).sum::<f32>() / heads as f32).collect::<Vec<f32>>();
         columns = 2 + heads;
         tiles.push(contact::enlarge(image, SIDE)?);
         for map in std::iter::once(mean.as_slice()).chain(maps.chunks_exact(len)) {
