@@ -1,5 +1,7 @@
 //! The command from data to a classifier, and everything a person can get wrong on the way.
 
+#[path = "cli/features.rs"]
+mod features;
 #[path = "cli/image_text.rs"]
 mod image_text;
 #[path = "cli/options.rs"]
