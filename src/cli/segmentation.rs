@@ -1,7 +1,7 @@
 //! `ocellus eval segmentation`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ocellus::checkpoint::{StateDict, safetensors};
 use ocellus::eval::segmentation::{self, Config, Scenes};
@@ -45,7 +45,18 @@ pub struct Flags {
 /// Trains and scores.
 pub fn segmentation(flags: &Flags, machine: &Machine) -> Result<()> {
     flags.config.check()?;
-    let open = |path| Ok::<_, Error>(Arc::new(Scenes::open(path, flags.foreground)?));
+    let open = |path| {
+        let stages = Mutex::new(Stages::new(1));
+        let scenes = Scenes::open(path, flags.foreground, &|total| {
+            if let Ok(mut stages) = stages.lock() {
+                stages.step("masks", total, None);
+            }
+        })?;
+        if let Ok(mut stages) = stages.lock() {
+            stages.finish();
+        }
+        Ok::<_, Error>(Arc::new(scenes))
+    };
     let (train, val) = (open(&flags.train)?, open(&flags.val)?);
     let classes = train.classes().max(val.classes());
     let device = machine.device()?;

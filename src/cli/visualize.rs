@@ -11,6 +11,7 @@ use ocellus::eval::pictures::{self, components};
 use ocellus::recipes::mae::config::parse_size;
 use ocellus::recipes::mae::{Pool, load, picture};
 use ocellus::recipes::{Encoder, encoder};
+use ocellus::train::Progress;
 use ocellus::{Error, Result};
 
 use super::Machine;
@@ -119,7 +120,10 @@ pub struct Neighbours {
 /// Draws components.
 pub fn pca(flags: &Pca, machine: &Machine) -> Result<()> {
     let (model, images) = flags.shown.open(machine)?;
-    components::sheet(model.as_ref(), &images, flags.threshold)?.save_png(&flags.out)?;
+    let mut progress = Progress::new("components", images.len() as u64, 0, 1.0, "images");
+    let sheet = components::sheet(model.as_ref(), &images, flags.threshold, || progress.step(""))?;
+    progress.finish();
+    sheet.save_png(&flags.out)?;
     say!("image | components of its patches: {}", flags.out.display());
     Ok(())
 }
@@ -127,7 +131,10 @@ pub fn pca(flags: &Pca, machine: &Machine) -> Result<()> {
 /// Draws attention.
 pub fn attention(flags: &Attention, machine: &Machine) -> Result<()> {
     let (model, images) = flags.shown.open(machine)?;
-    pictures::attention::sheet(model.as_ref(), &images)?.save_png(&flags.out)?;
+    let mut progress = Progress::new("attention", images.len() as u64, 0, 1.0, "images");
+    let sheet = pictures::attention::sheet(model.as_ref(), &images, || progress.step(""))?;
+    progress.finish();
+    sheet.save_png(&flags.out)?;
     say!("image | mean of the heads | each head: {}", flags.out.display());
     Ok(())
 }

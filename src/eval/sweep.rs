@@ -204,7 +204,8 @@ impl Sweep {
                 None => Err(Error::Training("the loader ended before the sweep".into())),
             })?;
         } else {
-            let (rows, labels) = summaries(model, train, &layout, |done, all| each("features", done, all, None))?;
+            let (rows, labels) =
+                summaries(model, train, &layout, self.strict, |done, all| each("features", done, all, None))?;
             let mut order = Order::new(labels.len(), self.batch, self.seed)?;
             self.train(&layout, &mut heads, self.updates(order.steps()), &mut each, |step| {
                 let chosen = order.at(step);
@@ -213,7 +214,7 @@ impl Sweep {
                 Ok((summaries, chosen.iter().map(|&i| labels[i]).collect()))
             })?;
         }
-        let (rows, labels) = summaries(model, test, &layout, |done, all| each("test", done, all, None))?;
+        let (rows, labels) = summaries(model, test, &layout, false, |done, all| each("test", done, all, None))?;
         let mut trained = Vec::new();
         for heads in &heads {
             trained.extend(self.score(&layout, heads, &rows, &labels)?);
@@ -326,11 +327,12 @@ pub fn table(trained: &[Trained]) -> String {
     "blocks\taverage_pool\trate\ttop1\ttop5\n".to_owned() + &trained.iter().map(line).collect::<String>()
 }
 
-/// Summaries and labels of all readable images, resized and cropped as for evaluation.
+/// Summaries and labels of all readable images, resized and cropped as for evaluation; `strict`: an unreadable one is an error.
 fn summaries(
     model: &dyn Encoder,
     folder: Arc<Folder>,
     layout: &Layout<'_>,
+    strict: bool,
     mut each: impl FnMut(u64, u64),
 ) -> Result<(Vec<f32>, Vec<i32>)> {
     let (root, size, total) = (folder.root().to_path_buf(), model.image_size(), folder.len().div_ceil(IMAGES));
@@ -342,7 +344,10 @@ fn summaries(
     let forward = |images: Tensor| summary(&model.layers(&images, layout.layers)?);
     let (transform, row) = (transforms::evaluate(size)?, [layout.row()]);
     let (features, _) = collect(folder, &root, transform, IMAGES, layout.device, size, &row, forward, count)?;
-    Ok((features.values.to_vec::<f32>()?, features.labels))
+    match features.skipped.first().filter(|_| strict) {
+        Some(cause) => Err(Error::Dataset { path: root, cause: cause.clone() }),
+        None => Ok((features.values.to_vec::<f32>()?, features.labels)),
+    }
 }
 
 #[cfg(test)]

@@ -33,11 +33,11 @@ pub fn overlay(image: &Image, map: &[f32], grid: [usize; 2]) -> Result<Image> {
     Image::new(image.width, image.height, data)
 }
 
-/// Draws a row for each image: the image, the mean of the heads, and each head.
+/// Draws a row for each image: the image, the mean of the heads, and each head. `each` is called after every image.
 ///
 /// # Errors
 /// An encoder whose attention has another size than its grid.
-pub fn sheet(model: &dyn Encoder, images: &[Image]) -> Result<Image> {
+pub fn sheet(model: &dyn Encoder, images: &[Image], mut each: impl FnMut()) -> Result<Image> {
     let grid = model.grid();
     let len = grid[0] * grid[1];
     let (mut tiles, mut columns) = (Vec::new(), 1);
@@ -52,6 +52,7 @@ pub fn sheet(model: &dyn Encoder, images: &[Image]) -> Result<Image> {
         for map in std::iter::once(mean.as_slice()).chain(maps.chunks_exact(len)) {
             tiles.push(overlay(&contact::enlarge(image, SIDE)?, map, grid)?);
         }
+        each();
     }
     contact::grid(&tiles, columns, PAD)
 }

@@ -97,17 +97,18 @@ fn foreground(above: &[bool], [rows, columns]: [usize; 2]) -> Vec<bool> {
     above.iter().map(|above| *above != lower_is_foreground).collect()
 }
 
-/// Draws: each image beside its patches in colour.
+/// Draws: each image beside its patches in colour. `each` is called after every image.
 ///
 /// # Errors
 /// As [`colours`].
-pub fn sheet(model: &dyn Encoder, images: &[Image], threshold: Option<f64>) -> Result<Image> {
+pub fn sheet(model: &dyn Encoder, images: &[Image], threshold: Option<f64>, mut each: impl FnMut()) -> Result<Image> {
     let ([rows, columns], dim) = (model.grid(), model.dim());
     let len = rows * columns;
     let mut patches = Vec::with_capacity(images.len() * len * dim);
     for image in images {
         let tokens = model.layers(&batch(std::slice::from_ref(image), model.device())?, 1)?.swap_remove(0);
         patches.extend_from_slice(&tokens.to_vec::<f32>()?[dim..]); // the class token comes first
+        each();
     }
     let patches = Tensor::from_slice(&patches, [images.len(), len, dim], &Device::Cpu)?;
     let colours = colours(&patches, [rows, columns], threshold)?;

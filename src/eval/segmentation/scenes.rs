@@ -36,11 +36,12 @@ struct Scene {
 
 impl Scenes {
     /// Reads all masks once; images whose mask cannot be used are named and left out. `foreground`: labels other than 0 and
-    /// [`IGNORED`] are one class, 1, as for masks that number the things in a picture.
+    /// [`IGNORED`] are one class, 1, as for masks that number the things in a picture. `each` hears, from several threads, after
+    /// each mask how many there are.
     ///
     /// # Errors
     /// Another layout, no usable mask, or masks without any label.
-    pub fn open(root: &Path, foreground: bool) -> Result<Self> {
+    pub fn open(root: &Path, foreground: bool, each: &(dyn Fn(u64) + Sync)) -> Result<Self> {
         let fault = |cause: String| Error::Dataset { path: root.into(), cause };
         let images = ["images", "frames"].map(|name| root.join(name)).into_iter().find(|path| path.is_dir());
         let (Some(images), masks) = (images, root.join("masks")) else {
@@ -54,7 +55,9 @@ impl Scenes {
             let image = folder.path(index).to_path_buf();
             let below = image.strip_prefix(&images).unwrap_or(&image);
             let mask = masks.join(below).with_extension("png");
-            let map = LabelMap::open(&mask)?;
+            let map = LabelMap::open(&mask);
+            each(folder.len() as u64);
+            let map = map?;
             let largest = map.ids.iter().copied().filter(|id| *id != IGNORED).max();
             Ok((Scene { image, mask, size: [map.width, map.height] }, largest))
         };
@@ -137,7 +140,7 @@ mod tests {
     fn images_go_with_the_masks_of_their_names() {
         let place = tempfile::tempdir().unwrap();
         let at = |name: &str| place.path().join(name);
-        let text = |foreground| Scenes::open(place.path(), foreground).unwrap_err().to_string();
+        let text = |foreground| Scenes::open(place.path(), foreground, &|_| ()).unwrap_err().to_string();
         assert!(text(false).ends_with("no folder `images` or `frames` in it, expected one beside `masks`"));
         std::fs::create_dir_all(at("images/a")).unwrap();
         assert!(text(false).ends_with("no folder `masks` in it"));
@@ -152,10 +155,10 @@ mod tests {
         mask("masks/a/1.png", [255; 3]);
         assert!(text(false).ends_with("no mask with a label"));
         mask("masks/a/1.png", [0, 6, 255]);
-        let scenes = Scenes::open(place.path(), false).unwrap();
+        let scenes = Scenes::open(place.path(), false, &|_| ()).unwrap();
         assert_eq!((scenes.len(), scenes.classes(), scenes.mask_name(1)), (2, 7, PathBuf::from("a/1.png")));
         assert_eq!(scenes.map(1).unwrap().ids, [0, 6, 255]);
-        let scenes = Scenes::open(place.path(), true).unwrap();
+        let scenes = Scenes::open(place.path(), true, &|_| ()).unwrap();
         assert_eq!((scenes.classes(), scenes.map(1).unwrap().ids), (2, vec![0, 1, 255]));
         picture("images/0.png", 4);
         let text = scenes.load(0).unwrap_err().to_string();

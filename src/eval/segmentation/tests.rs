@@ -71,7 +71,7 @@ fn scenes(place: &Path, part: &str, count: usize) -> Arc<Scenes> {
         let map = LabelMap { width: 32, height: 16, ids: (0..512).map(label).collect() };
         map.save(root.join(format!("masks/{i:02}.png"))).unwrap();
     }
-    Arc::new(Scenes::open(&root, false).unwrap())
+    Arc::new(Scenes::open(&root, false, &|_| ()).unwrap())
 }
 
 fn config() -> Config {
