@@ -54,6 +54,7 @@ Examples:
   ocellus eval knn runs/scenes scenes/train scenes/val     how good the features are
   ocellus finetune runs/scenes scenes/train scenes/val     a classifier from them
   ocellus visualize mae runs/scenes scenes/val             original | masked | reconstruction | pasted
+  ocellus visualize pca runs/scenes scenes/val             patches in the colours of their components
   ocellus data synth pairs --captions                      image-text pairs to try things on
   ocellus tokenizer train pairs/train --vocab 512
   ocellus pretrain siglip pairs/train --tokenizer tokenizer.json --preset micro --patch-size 8 --out runs/pairs

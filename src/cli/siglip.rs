@@ -21,7 +21,7 @@ const DRAWN: usize = 256;
 /// Weights of an image-text model and how it is used.
 #[derive(clap::Args)]
 pub struct Model {
-    /// Weights of an image-text model: a run folder, a Hugging Face folder, .safetensors or .npz
+    /// Weights: a run folder, a Hugging Face folder, .safetensors, .npz or .pth
     model: PathBuf,
     #[command(flatten)]
     inputs: Inputs,

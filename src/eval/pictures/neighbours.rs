@@ -11,7 +11,7 @@ use crate::{Device, Error, Result, Tensor};
 const BLOCK: usize = 16;
 
 /// Side of an image in the sheet, in pixels.
-const SIDE: usize = 112;
+const SIDE: usize = 128;
 /// Lines of text below it.
 const LINES: usize = 2;
 const INK: [u8; 3] = [40; 3];

@@ -52,7 +52,7 @@ pub struct Config {
     /// What trains the head
     #[arg(long, value_enum, default_value_t = Method::AdamW)]
     pub optimizer: Method,
-    /// Learning rate at its highest: up over the first twentieth, then a cosine to 0 [default: adamw 0.001, sgd 0.1]
+    /// Learning rate at its highest: up over the first twentieth, then a cosine to 0 [default: adamw 0.01, sgd 0.1]
     #[arg(long)]
     pub lr: Option<f64>,
     /// Weight decay
@@ -86,7 +86,7 @@ impl Config {
     }
 
     fn rate(&self) -> f64 {
-        self.lr.unwrap_or(if self.optimizer == Method::AdamW { 1e-3 } else { 0.1 })
+        self.lr.unwrap_or(if self.optimizer == Method::AdamW { 1e-2 } else { 0.1 })
     }
 
     fn optimizer(&self) -> Box<dyn Optimizer> {
