@@ -78,6 +78,9 @@ pub fn retrieval(flags: &Flags, machine: &Machine) -> Result<()> {
             let cause = "an encoder of images without texts, expected --queries and no pairs";
             Err(Error::checkpoint(model, cause))
         }
+        (None, false) if flags.model.names_tokenizer() => {
+            Err(Error::config("tokenizer", "given", "not given: the model has no texts"))
+        }
         (None, false) => match &flags.images.queries {
             Some(queries) => images(model, queries, flags, machine),
             None => Err(Error::config("queries", "missing", "a folder of images, as the model has no texts")),

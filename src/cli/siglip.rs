@@ -117,6 +117,11 @@ impl Model {
         &self.model
     }
 
+    /// Whether a tokenizer is named, which an encoder of images has no use for.
+    pub fn names_tokenizer(&self) -> bool {
+        self.inputs.tokenizer.is_some()
+    }
+
     /// Images or captions per forward pass.
     pub fn batch_size(&self) -> usize {
         self.batch_size

@@ -169,6 +169,37 @@ mod tests {
     }
 
     #[test]
+    fn votes_are_shares_and_the_nearest_alone_decides_for_one() {
+        use crate::data::{Purpose, Stream};
+        for (seed, [n, m, dim, classes]) in (0..).zip([[7, 3, 2, 2], [40, 300, 5, 6], [300, 11, 3, 1]]) {
+            let mut rng = Stream::new(seed, Purpose::TEST, 0, 0);
+            let mut draw = |rows: usize| {
+                let values: Vec<f32> = (0..rows * dim).map(|_| rng.normal() as f32).collect();
+                let labels = (0..rows).map(|_| rng.below(classes) as i32).collect();
+                let values = Tensor::from_slice(&values, [rows, dim], &Device::Cpu).unwrap();
+                Features { values, labels, files: vec![], skipped: vec![] }
+            };
+            let (train, test) = (draw(n), draw(m));
+            let found = neighbours(&train.values, &test.values, 7).unwrap();
+            let mut right = 0;
+            for (row, similarity) in found.similarity.chunks(7).enumerate() {
+                let labels: Vec<i32> =
+                    found.indices[row * 7..][..7].iter().map(|&i| train.labels[i as usize]).collect();
+                let [one, three, all] =
+                    [0, 1, 2].map(|at| votes(similarity, &labels, &[1, 3, 7], 0.07, classes)[at].clone());
+                assert!(similarity.is_sorted_by(|a, b| a >= b));
+                assert!((all.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+                assert!(one.iter().zip(&three).zip(&all).all(|((a, b), c)| a <= b && b <= c));
+                assert!(one.iter().enumerate().all(|(class, vote)| (*vote > 0.0) == (class as i32 == labels[0])));
+                right += usize::from(labels[0] == test.labels[row]);
+            }
+            let scores = knn(&train, &test, &[7, 1], 0.07).unwrap();
+            assert_eq!(scores[1].top1, right as f64 / m as f64);
+            assert_eq!(scores[0], knn(&train, &test, &[7], 0.07).unwrap()[0]);
+        }
+    }
+
+    #[test]
     fn equally_near_rows_come_by_number_and_lengths_play_no_part() {
         let [bank, queries] = [[[0.0, 2.0], [3.0, 0.0], [0.0, 5.0], [4.0, 3.0]], [[0.0, 1.0]; 4]]
             .map(|rows| features(&rows, &[0; 4]).values);

@@ -4,6 +4,8 @@
 mod class_names;
 mod compare;
 mod features;
+#[cfg(test)]
+mod fixtures;
 pub mod image_text;
 pub mod instances;
 mod knn;

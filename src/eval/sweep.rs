@@ -353,7 +353,8 @@ fn summaries(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Purpose, Stream};
+    use crate::data::{Image, Purpose, Stream};
+    use crate::eval::fixtures::Colours;
 
     #[test]
     fn a_summary_holds_every_feature() {
@@ -425,6 +426,45 @@ mod tests {
         // Twice the rate is another result, so the rates do count.
         let twice = learnt(&[1.0, 0.04], &[0, 1]);
         assert!(together.iter().zip(&twice).all(|(a, b)| a.iter().zip(b).any(|(a, b)| (a - b).abs() > 1e-5)));
+    }
+
+    /// Images of one colour each: the mean patch token tells them apart, the class token, which is constant, does not.
+    #[test]
+    fn heads_that_see_the_class_classify() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = |part: &str, count: usize| {
+            for (class, colour) in [("a", [200, 30, 30]), ("b", [30, 200, 30]), ("c", [30, 30, 200])] {
+                let folder = place.path().join(part).join(class);
+                std::fs::create_dir_all(&folder).unwrap();
+                for i in 0..count {
+                    let colour = colour.map(|v: u8| v - 4 * i as u8);
+                    Image::filled(20, 18, colour).save_png(folder.join(format!("{i}.png"))).unwrap();
+                }
+            }
+            Arc::new(Folder::labelled(place.path().join(part)).unwrap())
+        };
+        let (train, test) = (folder("train", 6), folder("test", 4));
+        for augment in [false, true] {
+            let sweep = Sweep { epochs: Some(20), batch: 9, augment, ..sweep(&[1e-4, 5.0]) };
+            let (mut heard, mut losses) = (vec![], vec![]);
+            let each = |what, _, total, loss: Option<f64>| {
+                heard.push((what, total));
+                losses.extend(loss);
+            };
+            let trained = sweep.run(&Colours, train.clone(), test.clone(), each).unwrap();
+            heard.dedup();
+            let before = if augment { vec![] } else { vec![("features", 1)] };
+            assert_eq!(heard, [before, vec![("heads", 40), ("test", 1)]].concat());
+            assert!(losses[39] < losses[0], "{losses:?}");
+            for head in &trained {
+                match head.feature.average_pool {
+                    false => assert_eq!(head.top1, 1.0 / 3.0, "{head:?}"),
+                    true if head.rate > 1.0 => assert_eq!(head.top1, 1.0, "{head:?}"),
+                    true => {}
+                }
+            }
+            assert_eq!((trained.len(), best(&trained).map(|head| head.feature.blocks)), (8, Some(1)));
+        }
     }
 
     #[test]

@@ -138,6 +138,8 @@ fn unusable_flags_are_named() {
     let knn = |flags: &[&str]| fail(ocellus(&[&["eval", "knn", &run, &train, &val], flags].concat()));
     names(&knn(&["-k", "5,33"]), &["`k` is 33, expected 1 to the 32 training samples"]);
     names(&fail(ocellus(&["eval", "retrieval", &run])), &["`queries` is missing, expected a folder of images"]);
+    let message = fail(ocellus(&["eval", "retrieval", &run, "--queries", &val, "--tokenizer", "t.json"]));
+    names(&message, &["`tokenizer` is given, expected not given: the model has no texts"]);
     names(&fail(ocellus(&["eval", "retrieval", &run, &val])), &["run", "expected --queries and no pairs"]);
     let visualize = |what: &str, flags: &[&str]| fail(ocellus(&[&["visualize", what, &run], flags].concat()));
     names(&visualize("pca", &[&val, "--count", "0"]), &["`count` is 0, expected at least 1"]);
