@@ -12,6 +12,8 @@ mod clip;
 mod data;
 #[path = "golden/dinov2.rs"]
 mod dinov2;
+#[path = "golden/dinov2_model.rs"]
+mod dinov2_model;
 #[path = "golden/dinov2_parts.rs"]
 mod dinov2_parts;
 #[path = "golden/finetune.rs"]
@@ -40,13 +42,18 @@ type Runner = fn(&Golden, &Device, &mut Report) -> Outcome;
 
 /// Kinds this crate implements.
 const KINDS: &[(&str, Runner)] = &[
+    ("dinov2/block", dinov2_model::block),
+    ("dinov2/block_drop_path_packed", dinov2_model::block_drop_path_packed),
     ("dinov2/dino_head", dinov2_parts::dino_head),
     ("dinov2/dino_loss", dinov2::dino_loss),
     ("dinov2/ibot_loss", dinov2::ibot_loss),
     ("dinov2/koleo", dinov2_parts::koleo),
+    ("dinov2/pos_embed_interpolation", dinov2_model::pos_embed_interpolation),
     ("dinov2/sinkhorn", dinov2::sinkhorn),
     ("dinov2/sinkhorn_extreme", dinov2::sinkhorn),
     ("dinov2/softmax_centering", dinov2::softmax_centering),
+    ("dinov2/vit_masked", dinov2_model::vit_masked),
+    ("dinov2/vit_packed", dinov2_model::vit_packed),
     ("mae/augment", data::augment),
     ("mae/block", model::block),
     ("mae/decoder", model::decoder),
