@@ -8,6 +8,7 @@ pub mod siglip;
 use crate::checkpoint::StateDict;
 use crate::data::{Batch, Image};
 use crate::nn::Module;
+use crate::optim::Rates;
 use crate::{Grads, Result, Tensor};
 
 pub use encoder::Encoder;
@@ -78,6 +79,11 @@ pub trait Task: Send {
     /// The loss over all micro-batches of an update, if it is not their mean.
     fn joint(&mut self) -> Option<&mut dyn Joint<Value = Self::Value, Inputs = Self::Inputs>> {
         None
+    }
+
+    /// What steers update number `step` (from 0), `lr` being the learning rate of the run's schedule.
+    fn rates(&self, _step: u64, lr: f64) -> Rates {
+        Rates::new(lr)
     }
 
     /// After each update, launch by launch: brings a parameter back into its range, in place.

@@ -3,6 +3,10 @@
 
 pub mod backbone;
 pub mod block;
+pub mod head;
+pub mod schedule;
 
 pub use backbone::{Backbone, Crops, Layout, Sizes};
 pub use block::{Block, Drops, FfnKind, Kept};
+pub use head::{Head, HeadSizes};
+pub use schedule::{Curve, Schedules};
