@@ -18,6 +18,8 @@ mod dinov2_data;
 mod dinov2_model;
 #[path = "golden/dinov2_parts.rs"]
 mod dinov2_parts;
+#[path = "golden/dinov2_step.rs"]
+mod dinov2_step;
 #[path = "golden/dinov2_tables.rs"]
 mod dinov2_tables;
 #[path = "golden/finetune.rs"]
@@ -59,6 +61,8 @@ const KINDS: &[(&str, Runner)] = &[
     ("dinov2/sinkhorn", dinov2::sinkhorn),
     ("dinov2/sinkhorn_extreme", dinov2::sinkhorn),
     ("dinov2/softmax_centering", dinov2::softmax_centering),
+    ("dinov2/ssl_step", dinov2_step::ssl_step),
+    ("dinov2/trajectory", dinov2_step::trajectory),
     ("dinov2/vit_masked", dinov2_model::vit_masked),
     ("dinov2/vit_packed", dinov2_model::vit_packed),
     ("mae/augment", data::augment),
