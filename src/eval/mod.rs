@@ -11,7 +11,7 @@ mod rows;
 pub mod zero_shot;
 
 pub use class_names::{ClassNames, templates};
-pub use compare::{Compared, compare_with_random};
+pub use compare::{Compared, compare, compare_with_random};
 pub use features::{Features, Kind, extract, write, write_texts};
 pub use knn::{Knn, check_vote, knn};
 pub use linear::{Optimizer, Probe, linear_probe};

@@ -91,9 +91,14 @@ pub trait Task: Send {
         Ok(())
     }
 
-    /// Numbers to log beside the loss, from the statistics of the last micro-step.
-    fn notes(&self, _statistics: &[f64]) -> Result<Numbers> {
+    /// Numbers to log beside the loss, from the statistics of the last micro-step. An error ends the run.
+    fn notes(&mut self, _statistics: &[f64]) -> Result<Numbers> {
         Ok(vec![])
+    }
+
+    /// Whether the weights are worth keeping over those of the last checkpoint.
+    fn healthy(&self) -> bool {
+        true
     }
 
     /// Draws what the weights do, with a name that says what is seen.

@@ -1,6 +1,7 @@
 //! The one training loop: data, step, log, checkpoint. Recipes bring a [`Task`].
 
 mod begin;
+mod dinov2;
 pub mod interrupt;
 mod mae;
 mod metrics;
@@ -12,6 +13,7 @@ mod spikes;
 mod stepper;
 mod tensorboard;
 
+pub use dinov2::pretrain as pretrain_dinov2;
 pub use mae::{finetune, pretrain};
 pub use metrics::Metrics;
 pub use progress::Progress;
@@ -203,7 +205,8 @@ pub fn run<T: Task>(
             }
         }
         let stop = interrupt::asked() && done < total;
-        if done.is_multiple_of(plan.save_every) || done == total || stop {
+        let periodic = done.is_multiple_of(plan.save_every) && task.healthy();
+        if periodic || done == total || stop {
             // The picture first: a run that is continued from its last checkpoint has nothing left to draw.
             if let Some((name, image)) = task.picture()? {
                 metrics.picture(done, name, &image, &folder.picture(name)?)?;
