@@ -53,6 +53,8 @@ const KINDS: &[(&str, Runner)] = &[
     ("dinov2/block_mask_statistics", dinov2_data::block_mask_statistics),
     ("dinov2/dino_head", dinov2_parts::dino_head),
     ("dinov2/dino_loss", dinov2::dino_loss),
+    ("dinov2/hf_dinov2", dinov2_model::hf),
+    ("dinov2/hf_dinov2_with_registers", dinov2_model::hf),
     ("dinov2/ibot_loss", dinov2::ibot_loss),
     ("dinov2/koleo", dinov2_parts::koleo),
     ("dinov2/pos_embed_interpolation", dinov2_model::pos_embed_interpolation),

@@ -4,6 +4,7 @@ use ocellus::checkpoint::dinov2;
 use ocellus::nn::pos_embed::{self, Resample};
 use ocellus::nn::{Builder, Sequences};
 use ocellus::recipes::dinov2::block::swiglu_hidden;
+use ocellus::recipes::dinov2::load::from_hf;
 use ocellus::recipes::dinov2::{Backbone, Block, Crops, Drops, FfnKind, Kept, Sizes};
 use ocellus::{DType, Device, Grads, Param, Tape, Tensor, Var};
 use serde_json::Value;
@@ -245,6 +246,43 @@ pub fn vit_packed(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
         if off > 1e-5 * largest {
             report.fail(format!("crops {j} alone are {off:.1e} off"));
         }
+    }
+    Ok(())
+}
+
+/// `Dinov2Model` and `Dinov2WithRegistersModel` on several grids.
+pub fn hf(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
+    let mut config: dinov2::Dinov2Config = serde_json::from_value(g.config.clone())?;
+    if g.kind.ends_with("_with_registers") {
+        config.model_type = "dinov2_with_registers".into();
+    }
+    let given = g.dict("param");
+    let dict = dinov2::to_upstream(&given)?;
+    let sizes = from_hf(&config, &dict)?;
+    let mut model = Backbone::new(&Builder::new(device, DType::F32, 0), &sizes, 1.0)?;
+    load(&mut model, &dict)?;
+    let plain = Tape::no_grad();
+    for (i, _) in g.config["inputs_hw"].as_array().ok_or("no inputs_hw")?.iter().enumerate() {
+        let x = Var::constant(g.tensor(&format!("input.pixel_values_{i}"), device));
+        let name = format!("input.bool_masked_pos_{i}");
+        let masks = g.tensors.contains_key(&name).then(|| {
+            let flat = g.ints(&name);
+            let batch = x.value().shape()[0];
+            Tensor::from_slice(&flat, [batch, flat.len() / batch], device).unwrap()
+        });
+        let crops = [Crops { images: &x, masks: masks.as_ref() }];
+        report.tensor(g, &format!("output.embeddings_{i}"), model.embed(&plain, &crops, None)?.value());
+        let y = model.norm.forward(&plain, &model.forward(&plain, &crops, None, &[])?)?;
+        report.tensor(g, &format!("output.last_hidden_state_{i}"), y.value());
+        let classes = model.layout_of(&crops)?;
+        report.compare(g, &format!("output.pooler_output_{i}"), &rows(y.value(), classes.class_rows(0)));
+    }
+    // What is written is what was read.
+    let back = dinov2::to_hf(&dict)?;
+    if back.len() != given.len()
+        || !given.iter().all(|(n, t)| back.get(n).is_some_and(|b| b.to_f64().ok() == t.to_f64().ok()))
+    {
+        report.fail("names or values differ after a round trip".into());
     }
     Ok(())
 }
