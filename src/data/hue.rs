@@ -16,37 +16,34 @@ fn to_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
         _ if g == most => wide(2.0, rc, bc),
         _ => wide(4.0, gc, rc),
     };
-    let hue = ((f64::from(sixth) / 6.0 + 1.0) % 1.0) as f32;
+    let hue = f64::from(sixth) / 6.0 + 1.0; // from 5/6 to below 2
+    let hue = if hue < 1.0 { hue } else { hue - 1.0 } as f32;
     let byte = |x: f32| (f64::from(x) * 255.0) as u8;
     [byte(hue), byte(range / f32::from(most)), most]
 }
 
-fn to_rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
-    if s == 0 {
-        return [v; 3];
-    }
+/// Of the largest value, the rising, the lowest and the falling one, which red, green and blue are in each sixth of the circle.
+const SECTORS: [[usize; 3]; 6] = [[0, 1, 2], [3, 0, 2], [2, 0, 1], [2, 3, 0], [1, 2, 0], [0, 2, 3]];
+
+/// What a hue says: who has which value, and how far into its sixth it is.
+fn sector(h: u8) -> ([usize; 3], f32) {
     let position = f64::from(h) * 6.0 / 255.0;
-    let (sector, inside) = (position.floor(), (position - position.floor()) as f32);
-    let saturation = (f64::from(s) / 255.0) as f32;
-    let scaled = |part: f64| (f64::from(v) * (1.0 - part)).round() as u8;
-    let (low, falling) = (scaled(f64::from(saturation)), scaled(f64::from(saturation * inside)));
-    let rising = scaled(f64::from(saturation) * (1.0 - f64::from(inside)));
-    match sector as u32 % 6 {
-        0 => [v, rising, low],
-        1 => [falling, v, low],
-        2 => [low, v, rising],
-        3 => [low, falling, v],
-        4 => [rising, low, v],
-        _ => [v, low, falling],
-    }
+    (SECTORS[position as usize % 6], position.fract() as f32)
 }
 
 /// Turns the hue of every pixel by a part of the circle, from -1/2 to 1/2, in steps of 1/255.
 pub fn turn(image: &mut Image, part: f64) {
     let steps = (part * 255.0) as i32 as u8; // negative ones wrap, as the sum does
+    let hues: [_; 256] = std::array::from_fn(|h| sector((h as u8).wrapping_add(steps)));
+    let saturations: [f32; 256] = std::array::from_fn(|s| (s as f64 / 255.0) as f32);
     for pixel in image.data.chunks_exact_mut(3) {
         let [h, s, v] = to_hsv([pixel[0], pixel[1], pixel[2]]);
-        pixel.copy_from_slice(&to_rgb([h.wrapping_add(steps), s, v]));
+        let ((order, inside), saturation) = (hues[usize::from(h)], saturations[usize::from(s)]);
+        let scaled = |part: f64| (f64::from(v) * (1.0 - part) + 0.5) as u8;
+        let (low, falling) = (scaled(f64::from(saturation)), scaled(f64::from(saturation * inside)));
+        let rising = scaled(f64::from(saturation) * (1.0 - f64::from(inside)));
+        let shades = [v, rising, low, falling];
+        pixel.copy_from_slice(&order.map(|which| shades[which]));
     }
 }
 

@@ -14,7 +14,8 @@ pub struct StepStats {
     pub grad_norm: f64,
     /// Smallest factor that gradients were scaled by; 1 where nothing was clipped.
     pub clip_factor: f64,
-    /// Norms of the [groups](Rules::clip_groups) that were clipped each on its own, under the names for the log.
+    /// Norms of the [groups](Rules::clip_groups) that were clipped each on its own, under the names for the log. Those
+    /// without a parameter are left out.
     pub groups: Vec<(&'static str, f64)>,
 }
 
@@ -110,7 +111,9 @@ impl Common {
                 .unwrap_or_else(|| non_finite(self.steps + 1, "gradient norm".into(), grad_norm)));
         }
         self.steps += 1;
-        let groups = self.rules.clip_groups.iter().zip(&norms).map(|(&(_, name), &norm)| (name, norm)).collect();
+        let used = |start: &str| params.iter().any(|p| p.name().starts_with(start));
+        let groups = self.rules.clip_groups.iter().zip(norms).filter(|((start, _), _)| used(start));
+        let groups = groups.map(|(&(_, name), norm)| (name, norm)).collect();
         let clip_factor = values.iter().skip(1).step_by(2).fold(1.0, |least: f64, &factor| least.min(factor));
         Ok(StepStats { grad_norm, clip_factor, groups })
     }

@@ -78,7 +78,11 @@ fn rules() -> Rules {
         weight_decay: 1.0,
         vectors_decay: true,
         last_layer: Some("*last_layer*"),
-        clip_groups: vec![("student.backbone.", "norm_backbone"), ("student.head.", "norm_head")],
+        clip_groups: vec![
+            ("student.backbone.", "norm_backbone"),
+            ("student.head.", "norm_head"),
+            ("student.more.", "unused"),
+        ],
         average: Some(("student.", "teacher.")),
         ..Rules::default()
     }
