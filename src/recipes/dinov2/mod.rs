@@ -11,6 +11,8 @@ pub mod load;
 pub mod model;
 pub mod schedule;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use backbone::{Backbone, Crops, Layout, Sizes};
 pub use block::{Block, Drops, FfnKind, Kept};

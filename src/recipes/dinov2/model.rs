@@ -20,7 +20,7 @@ use crate::ops::scale::scale;
 use crate::ops::sinkhorn_knopp::{ITERATIONS, sinkhorn_knopp};
 use crate::ops::softmax_centering::{Centering, MOMENTUM, softmax_centering};
 use crate::ops::teacher::Teacher;
-use crate::{Device, Error, Param, Result, Tape, Tensor, Var, module};
+use crate::{Error, Param, Result, Tape, Tensor, Var, module};
 
 /// Global crops of an image.
 pub const GLOBALS: usize = 2;
@@ -142,11 +142,12 @@ struct Pairs {
 }
 
 impl Pairs {
-    fn new(images: usize, locals: usize, device: &Device) -> Result<Self> {
+    fn new(images: usize, locals: usize, like: &Tensor) -> Result<Self> {
+        let device = like.device();
         let local: Vec<i32> =
             (0..locals * images).flat_map(|r| [r % images, images + r % images]).map(|r| r as i32).collect();
         let global: Vec<i32> = (0..2 * images).map(|r| ((r + images) % (2 * images)) as i32).collect();
-        let ones = |n: usize| Tensor::full([n], 1f32, device);
+        let ones = |n: usize| Tensor::full([n], 1f32, device)?.cast(like.dtype());
         Ok(Self {
             local: Tensor::from_slice(&local, [locals * images, GLOBALS], device)?,
             global: Tensor::from_slice(&global, [2 * images, 1], device)?,
@@ -287,7 +288,7 @@ impl Ssl {
         }
         let tokens = student.backbone.forward(tape, &crops, norm, &views.drops)?;
         let normed = |rows: &Tensor| student.backbone.norm.forward(tape, &gather_rows(tape, &tokens, rows)?);
-        let pairs = self.pairs.get(images, locals, &device, || Pairs::new(images, locals, &device))?;
+        let pairs = self.pairs.get(images, locals, &device, || Pairs::new(images, locals, &views.teacher_temp))?;
         let LossSettings { student_temp, dino, koleo: spread, ibot, .. } = self.settings;
         let normaliser = (images * (GLOBALS * (GLOBALS - 1) + (locals * GLOBALS).max(1))) as f64;
         let (mut logits, mut terms) = ([None, None, None], [const { None }; 4]);
