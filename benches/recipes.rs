@@ -12,7 +12,7 @@ use ocellus::data::masks::random_masking;
 use ocellus::data::{Purpose, Stream};
 use ocellus::nn::{Builder, Module};
 use ocellus::ops::adamw::Hyper;
-use ocellus::optim::{AdamW, Optimizer, Rules};
+use ocellus::optim::{AdamW, Optimizer, Rates, Rules};
 use ocellus::recipes::mae::{Mae, MaskIds, Preset, imagenet_norm};
 use ocellus::{DType, Device, Error, Grads, Result, Tape, Tensor, Var};
 
@@ -84,7 +84,7 @@ impl Step {
         self.grads.clear();
         tape.backward_scaled(&loss, 1.0, &mut self.grads)?;
         let backward = start.elapsed();
-        self.optimizer.step(&mut self.model.params_mut(), &self.grads, 1.5e-4, None)?;
+        self.optimizer.step(&mut self.model.params_mut(), &self.grads, &Rates::new(1.5e-4), None)?;
         self.images.value().device().synchronize()?;
         Ok((value, [forward, backward, start.elapsed()].map(|t| t.as_secs_f64())))
     }

@@ -15,7 +15,7 @@
 //! use ocellus::data::masks::random_masking;
 //! use ocellus::nn::{Builder, Module};
 //! use ocellus::ops::adamw::Hyper;
-//! use ocellus::optim::{AdamW, Optimizer, Rules};
+//! use ocellus::optim::{AdamW, Optimizer, Rates, Rules};
 //! use ocellus::recipes::mae::{Mae, MaskIds, Preset};
 //! use ocellus::{DType, Device, Grads, Tape, Tensor, Var};
 //!
@@ -30,7 +30,7 @@
 //! let (tape, mut grads) = (Tape::new(), Grads::new());
 //! let loss = model.loss(&tape, &images, None, &ids)?;
 //! tape.backward_scaled(&loss, 1.0, &mut grads)?;
-//! let stats = adamw.step(&mut model.params_mut(), &grads, 1e-4, None)?;
+//! let stats = adamw.step(&mut model.params_mut(), &grads, &Rates::new(1e-4), None)?;
 //! assert!(loss.value().item()?.is_finite() && stats.grad_norm > 0.0);
 //! # Ok(())
 //! # }

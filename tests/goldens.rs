@@ -12,10 +12,18 @@ mod clip;
 mod data;
 #[path = "golden/dinov2.rs"]
 mod dinov2;
+#[path = "golden/dinov2_data.rs"]
+mod dinov2_data;
 #[path = "golden/dinov2_eval.rs"]
 mod dinov2_eval;
+#[path = "golden/dinov2_model.rs"]
+mod dinov2_model;
 #[path = "golden/dinov2_parts.rs"]
 mod dinov2_parts;
+#[path = "golden/dinov2_step.rs"]
+mod dinov2_step;
+#[path = "golden/dinov2_tables.rs"]
+mod dinov2_tables;
 #[path = "golden/finetune.rs"]
 mod finetune;
 #[path = "golden/model.rs"]
@@ -42,15 +50,27 @@ type Runner = fn(&Golden, &Device, &mut Report) -> Outcome;
 
 /// Kinds this crate implements.
 const KINDS: &[(&str, Runner)] = &[
+    ("dinov2/block", dinov2_model::block),
+    ("dinov2/block_drop_path_packed", dinov2_model::block_drop_path_packed),
+    ("dinov2/block_mask_statistics", dinov2_data::block_mask_statistics),
     ("dinov2/dino_head", dinov2_parts::dino_head),
     ("dinov2/dino_loss", dinov2::dino_loss),
+    ("dinov2/hf_dinov2", dinov2_model::hf),
+    ("dinov2/hf_dinov2_with_registers", dinov2_model::hf),
     ("dinov2/ibot_loss", dinov2::ibot_loss),
     ("dinov2/knn", dinov2_eval::nearest),
     ("dinov2/koleo", dinov2_parts::koleo),
     ("dinov2/linear_probe_features", dinov2_eval::linear_probe_features),
+    ("dinov2/param_groups", dinov2_tables::param_groups),
+    ("dinov2/pos_embed_interpolation", dinov2_model::pos_embed_interpolation),
+    ("dinov2/schedules", dinov2_tables::schedules),
     ("dinov2/sinkhorn", dinov2::sinkhorn),
     ("dinov2/sinkhorn_extreme", dinov2::sinkhorn),
     ("dinov2/softmax_centering", dinov2::softmax_centering),
+    ("dinov2/ssl_step", dinov2_step::ssl_step),
+    ("dinov2/trajectory", dinov2_step::trajectory),
+    ("dinov2/vit_masked", dinov2_model::vit_masked),
+    ("dinov2/vit_packed", dinov2_model::vit_packed),
     ("mae/augment", data::augment),
     ("mae/block", model::block),
     ("mae/decoder", model::decoder),

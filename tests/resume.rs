@@ -10,6 +10,7 @@ use support::{Place, files, logged, ocellus, succeed, texts};
 
 const PRETRAIN: &[&str] = &["pretrain", "mae"];
 const SIGLIP: &[&str] = &["pretrain", "siglip"];
+const DINOV2: &[&str] = &["pretrain", "dinov2"];
 
 /// Numbers that look random (splitmix64).
 struct Random(u64);
@@ -42,7 +43,11 @@ fn wait_until(child: &mut Child, holds: impl Fn() -> bool) {
 /// begun anew. The last one is let finish.
 fn survives_kills(recipe: &[&str], flags: &[&str], updates: u64, seed: u64) {
     let place = Place::new();
-    let new = |out: &str| if recipe == SIGLIP { place.siglip(out, flags) } else { place.pretrain(out, flags) };
+    let new = |out: &str| match recipe {
+        SIGLIP => place.siglip(out, flags),
+        DINOV2 => place.dinov2(out, flags),
+        _ => place.pretrain(out, flags),
+    };
     drop(new("nothing")); // makes what a run needs beside its data
     let began = Instant::now();
     succeed(new("whole"));
@@ -103,6 +108,19 @@ fn kills_do_not_change_image_text_pretraining() {
 fn kills_do_not_change_image_text_pretraining_in_parts() {
     let flags = ["--epochs", "3", "--batch-size", "4", "--accum-iter", "5", "--optimizer", "adafactor"];
     survives_kills(SIGLIP, &[&flags[..], &["--save-every", "2", "--loss", "softmax"]].concat(), 6, 4);
+}
+
+/// Student, teacher, moments, schedules, masks, kept sequences and the thawing of the prototypes go on where they stood.
+#[test]
+fn kills_do_not_change_self_distillation() {
+    survives_kills(DINOV2, &["--epochs", "2", "--save-every", "2", "--freeze-last-layer", "0.4"], 8, 5);
+}
+
+/// The centre and the mean that has not reached it yet are part of the state.
+#[test]
+fn kills_do_not_change_self_distillation_with_a_centre() {
+    let flags = ["--epochs", "2", "--save-every", "3", "--targets", "centering", "--shared-head", "--registers", "2"];
+    survives_kills(DINOV2, &flags, 8, 6);
 }
 
 #[test]

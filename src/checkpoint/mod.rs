@@ -19,6 +19,7 @@
 
 mod arrange;
 pub mod atomic;
+pub mod dinov2;
 pub mod hf;
 pub mod load;
 pub mod names;

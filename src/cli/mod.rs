@@ -55,6 +55,8 @@ Examples:
   ocellus finetune runs/scenes scenes/train scenes/val     a classifier from them
   ocellus visualize mae runs/scenes scenes/val             original | masked | reconstruction | pasted
   ocellus visualize pca runs/scenes scenes/val             patches in the colours of their components
+  ocellus pretrain dinov2 scenes/train --preset micro --image-size 64 --local-size 32 --patch-size 8 --out runs/dino
+  ocellus pretrain distill runs/dino scenes/train --preset micro --image-size 64 --local-size 32 --patch-size 8
   ocellus data synth pairs --captions                      image-text pairs to try things on
   ocellus tokenizer train pairs/train --vocab 512
   ocellus pretrain siglip pairs/train --tokenizer tokenizer.json --preset micro --patch-size 8 --out runs/pairs
@@ -94,6 +96,10 @@ enum Command {
 enum Pretrain {
     /// Masked autoencoder (He et al. 2021)
     Mae(Box<pretrain::Mae>),
+    /// Self-distillation with prototypes and hidden patches (Oquab et al. 2023)
+    Dinov2(Box<pretrain::Dinov2>),
+    /// A smaller DINOv2 model from a trained one
+    Distill(Box<pretrain::Distill>),
     /// Image and text towers from image-caption pairs, sigmoid loss (Zhai et al. 2023) or softmax
     Siglip(Box<pretrain::Siglip>),
 }
@@ -219,6 +225,8 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     cli.machine.set_threads()?;
     match &cli.command {
         Command::Pretrain(Pretrain::Mae(flags)) => return pretrain::mae(flags, &cli.machine),
+        Command::Pretrain(Pretrain::Dinov2(flags)) => return pretrain::dinov2(flags, &cli.machine),
+        Command::Pretrain(Pretrain::Distill(flags)) => return pretrain::distill(flags, &cli.machine),
         Command::Pretrain(Pretrain::Siglip(flags)) => return pretrain::siglip(flags, &cli.machine),
         Command::Finetune(flags) => return finetune::finetune(flags, &cli.machine),
         Command::Eval(Eval::Knn(flags)) => eval::knn(flags, &cli.machine)?,

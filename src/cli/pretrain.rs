@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use ocellus::nn::Builder;
 use ocellus::recipes::siglip::flags::Loss;
-use ocellus::recipes::{mae, siglip};
+use ocellus::recipes::{dinov2, encoder, mae, siglip};
 use ocellus::train::{self, Outcome, RunDir};
 use ocellus::{Error, Result, eval};
 
@@ -21,6 +22,29 @@ pub struct Mae {
     resume: Option<PathBuf>,
     #[command(flatten)]
     config: Option<mae::Config>,
+}
+
+/// Flags of `pretrain dinov2`.
+#[derive(clap::Args)]
+pub struct Dinov2 {
+    /// Continue the run in this folder with its own configuration; no other flag of the run may be given
+    #[arg(long, value_name = "RUN", conflicts_with = "Config")]
+    resume: Option<PathBuf>,
+    #[command(flatten)]
+    config: Option<dinov2::Config>,
+}
+
+/// Flags of `pretrain distill`.
+#[derive(clap::Args)]
+pub struct Distill {
+    /// Run of `pretrain dinov2` whose teacher is distilled
+    #[arg(required_unless_present = "resume")]
+    teacher: Option<PathBuf>,
+    /// Continue the run in this folder with its own configuration; no other flag of the run may be given
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["Config", "teacher"])]
+    resume: Option<PathBuf>,
+    #[command(flatten)]
+    config: Option<dinov2::Config>,
 }
 
 /// Flags of `pretrain siglip`.
@@ -50,6 +74,63 @@ pub fn resumed<C: Clone>(
 fn interrupted(recipe: &str, out: &Path) -> ExitCode {
     say_err!("stopped and saved; continue with: ocellus pretrain {recipe} --resume {}", out.display());
     ExitCode::from(130)
+}
+
+/// Trains or resumes.
+pub fn dinov2(flags: &Dinov2, machine: &Machine) -> Result<ExitCode> {
+    self_distil(&flags.resume, &flags.config, None, machine)
+}
+
+/// Trains or resumes.
+pub fn distill(flags: &Distill, machine: &Machine) -> Result<ExitCode> {
+    self_distil(&flags.resume, &flags.config, flags.teacher.as_deref(), machine)
+}
+
+fn self_distil(
+    resume: &Option<PathBuf>,
+    config: &Option<dinov2::Config>,
+    teacher: Option<&Path>,
+    machine: &Machine,
+) -> Result<ExitCode> {
+    let device = machine.device()?;
+    let (mut config, resume) =
+        resumed(resume, config, |run| Ok(dinov2::Config { out: run.to_path_buf(), ..RunDir::read_config(run)? }))?;
+    let dtype = machine.dtype_of_run(&device, config.dtype.as_deref())?;
+    if !resume {
+        config.data = absolute(&config.data)?;
+        config.teacher = teacher.map(absolute).transpose()?;
+        for path in [&mut config.init, &mut config.knn] {
+            *path = path.as_deref().map(absolute).transpose()?;
+        }
+        config.dtype = Some(dtype.name().into());
+    }
+    let (outcome, task) = train::pretrain_dinov2(&config, &device, dtype, resume)?;
+    let out = config.out.display();
+    if outcome == Outcome::Interrupted {
+        return Ok(interrupted(if config.teacher.is_some() { "distill" } else { "dinov2" }, &config.out));
+    }
+    say!("weights: {out}/model.safetensors (Hugging Face), {out}/upstream.safetensors (official names)");
+    say!("with heads, to go on from: {out}/{}", dinov2::load::TEACHER);
+    if let Some(test) = &config.knn {
+        let sizes = &task.model.student.backbone.sizes;
+        let pretrained = encoder::load(&config.out, &device, dtype, None, None)?;
+        // LayerScale at 1: with the first values of training the class tokens of all images would be the same.
+        let random = dinov2::Backbone::new(&Builder::new(&device, dtype, config.seed), sizes, 1.0)?;
+        let random = dinov2::Features::new(random, None)?;
+        let compared = eval::compare(pretrained.as_ref(), &random, &config.data, test)?;
+        compared_accuracy(test, &compared);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn compared_accuracy(test: &Path, compared: &eval::Compared) {
+    let percent = |top1: f64| 100.0 * top1;
+    say!(
+        "k-NN accuracy on {}: pretrained {:.1} %, random weights {:.1} %",
+        test.display(),
+        percent(compared.pretrained.top1),
+        percent(compared.random.top1)
+    );
 }
 
 /// Trains or resumes.
@@ -115,13 +196,7 @@ pub fn mae(flags: &Mae, machine: &Machine) -> Result<ExitCode> {
     }
     if let Some(test) = &config.knn {
         let compared = eval::compare_with_random(&config.out, &config.data, test, &device, dtype, config.seed)?;
-        let percent = |top1: f64| 100.0 * top1;
-        say!(
-            "k-NN accuracy on {}: pretrained {:.1} %, random weights {:.1} %",
-            test.display(),
-            percent(compared.pretrained.top1),
-            percent(compared.random.top1)
-        );
+        compared_accuracy(test, &compared);
     }
     Ok(ExitCode::SUCCESS)
 }

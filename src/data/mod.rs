@@ -5,18 +5,22 @@
 
 pub mod affine;
 pub mod augment;
+pub mod block_masking;
+pub mod blur;
 pub mod colour;
 pub mod contact;
 pub mod decode;
 #[cfg(test)]
 mod fixtures;
 pub mod folder;
+pub mod hue;
 pub mod image;
 pub mod label_map;
 pub mod lettering;
 pub mod loader;
 pub mod masks;
 pub mod mixup;
+pub mod multi_crop;
 pub mod pairs;
 pub mod rand_augment;
 pub mod random_erase;

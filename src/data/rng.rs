@@ -34,6 +34,8 @@ impl Purpose {
     pub const TEST: Self = Self(8);
     /// Which caption an image has; index = sample.
     pub const CAPTION: Self = Self(16);
+    /// Blocks of patches that are hidden in the views of one batch; index = step in the epoch.
+    pub const BLOCKS: Self = Self(17);
 }
 
 /// A random number stream; see the module documentation.

@@ -31,11 +31,16 @@ pub fn compare_with_random(
     let builder = Builder::new(device, dtype, seed);
     let (pretrained, sizes) = load::classifier(model, &builder, 1, Some(Pool::Cls), None)?;
     let random = Classifier::new(&builder, &sizes, 1, Pool::Cls)?;
+    compare(&pretrained, &random, train, test)
+}
+
+/// The same of two encoders.
+pub fn compare(pretrained: &dyn Encoder, random: &dyn Encoder, train: &Path, test: &Path) -> Result<Compared> {
     let (train, test) = (Arc::new(Folder::labelled(train)?), Arc::new(Folder::labelled(test)?));
     let accuracy = |model: &dyn Encoder| {
         let bank = extract(model, train.clone(), 64, Kind::Pooled, |_| {})?;
         let queries = extract(model, test.clone(), 64, Kind::Pooled, |_| {})?;
         Ok(knn(&bank, &queries, &[20.min(bank.labels.len())], 0.07)?.swap_remove(0))
     };
-    Ok(Compared { pretrained: accuracy(&pretrained)?, random: accuracy(&random)? })
+    Ok(Compared { pretrained: accuracy(pretrained)?, random: accuracy(random)? })
 }

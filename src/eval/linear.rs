@@ -10,7 +10,7 @@ use crate::nn::{Builder, Module};
 use crate::ops::cross_entropy::{Targets, cross_entropy};
 use crate::ops::{adamw, lars};
 use crate::optim::schedule::{Cosine, scaled_lr};
-use crate::optim::{AdamW, Lars, Optimizer as _, Rules, StepStats};
+use crate::optim::{AdamW, Lars, Optimizer as _, Rates, Rules, StepStats};
 use crate::recipes::Encoder;
 use crate::recipes::mae::Pool;
 use crate::recipes::mae::config::{check_positive, check_ranges};
@@ -160,10 +160,10 @@ impl Probe {
         let rules = Rules::pretraining(self.weight_decay.unwrap_or(0.0));
         if self.optimizer == Some(Optimizer::AdamW) {
             let mut adamw = AdamW::new(adamw::Hyper { beta1: 0.9, beta2: 0.999, eps: 1e-8 }, rules);
-            return Box::new(move |head, grads, lr| adamw.step(&mut head.params_mut(), grads, lr, None));
+            return Box::new(move |head, grads, lr| adamw.step(&mut head.params_mut(), grads, &Rates::new(lr), None));
         }
         let trust = (self.optimizer != Some(Optimizer::Sgd)).then_some(0.001);
         let mut lars = Lars::new(lars::Hyper { momentum: 0.9, trust }, rules);
-        Box::new(move |head, grads, lr| lars.step(&mut head.params_mut(), grads, lr, None))
+        Box::new(move |head, grads, lr| lars.step(&mut head.params_mut(), grads, &Rates::new(lr), None))
     }
 }

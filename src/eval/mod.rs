@@ -20,7 +20,7 @@ mod upsample;
 pub mod zero_shot;
 
 pub use class_names::{ClassNames, templates};
-pub use compare::{Compared, compare_with_random};
+pub use compare::{Compared, compare, compare_with_random};
 pub use features::{Features, Kind, extract, write, write_texts};
 pub use knn::{Knn, Neighbours, check_vote, knn, neighbours, votes};
 pub use linear::{Optimizer, Probe, linear_probe};

@@ -20,7 +20,7 @@ use crate::nn::{Builder, Init, Linear, Module};
 use crate::ops::cross_entropy::{Targets, cross_entropy};
 use crate::ops::{gather_rows, lars, mean_pool};
 use crate::optim::schedule::{Cosine, scaled_lr};
-use crate::optim::{Lars, Optimizer as _, Rules};
+use crate::optim::{Lars, Optimizer as _, Rates, Rules};
 use crate::recipes::Encoder;
 use crate::recipes::mae::finetune::classes_of;
 use crate::{DType, Device, Error, Grads, Result, Tape, Tensor, Var};
@@ -274,7 +274,7 @@ impl Sweep {
                 // The mean is over images and heads; each head's own is over the images.
                 tape.backward_scaled(&loss, factors.len() as f64, &mut grads)?;
             }
-            sgd.step(&mut heads.params_mut(), &grads, cosine.at(step as f64), None)?;
+            sgd.step(&mut heads.params_mut(), &grads, &Rates::new(cosine.at(step as f64)), None)?;
             let mut sum = 0.0;
             for loss in &losses {
                 sum += loss.item()?;

@@ -2,9 +2,11 @@
 
 pub mod adafactor;
 mod adamw;
+mod common;
 pub mod groups;
 mod lars;
 mod lion;
+mod momentum;
 pub mod schedule;
 mod state;
 #[cfg(test)]
@@ -12,15 +14,38 @@ mod tests;
 
 use crate::{Grads, Param, Result, Tensor};
 
+/// What the schedules of a run say about one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Learning rate.
+    pub lr: f64,
+    /// Factor of every group's weight decay.
+    pub decay: f64,
+    /// Momentum of what [averages](Rules::average) the weights: 1 keeps the average, 0 copies the weights.
+    pub momentum: f64,
+    /// Whether the [last layer](Rules::last_layer) has the learning rate 0: it does not move or decay, while its moments
+    /// advance and its gradient counts in the norm.
+    pub freeze_last_layer: bool,
+}
+
+impl Rates {
+    /// A learning rate, decay as the rules say, and averages that stay as they are.
+    pub fn new(lr: f64) -> Self {
+        Self { lr, decay: 1.0, momentum: 1.0, freeze_last_layer: false }
+    }
+}
+
 /// What the training loop asks of an optimizer: a step in three parts, of which the second can be recorded and run again.
 pub trait Optimizer: Send {
-    /// Before the launches of a step with the learning rate `lr`: state, and the numbers of this step on the device.
+    /// Before the launches of a step: state, and the numbers of this step on the device. Gives whether a recording of the
+    /// launches of an earlier step does this one too; if not, they have to be launched, after which it is good again.
     ///
     /// # Errors
-    /// When the state belongs to other parameters.
-    fn prepare(&mut self, params: &mut [&mut Param], lr: f64) -> Result<()>;
+    /// When the state belongs to other parameters, or the rules ask for what this optimizer does not have.
+    fn prepare(&mut self, params: &mut [&mut Param], rates: &Rates) -> Result<bool>;
 
-    /// The launches of a step that is [prepared](Self::prepare), gradients clipped to the global norm `clip` if given.
+    /// The launches of a step that is [prepared](Self::prepare), gradients clipped to the norm `clip` if given, of all of
+    /// them together or of each [group](Rules::clip_groups).
     ///
     /// # Errors
     /// [`Error::MissingGradients`](crate::Error::MissingGradients) with the names.
@@ -51,8 +76,14 @@ pub trait Optimizer: Send {
     ///
     /// # Errors
     /// Those of its parts; no weight, no state and no count has changed then.
-    fn step(&mut self, params: &mut [&mut Param], grads: &Grads, lr: f64, clip: Option<f64>) -> Result<StepStats> {
-        self.prepare(params, lr)?;
+    fn step(
+        &mut self,
+        params: &mut [&mut Param],
+        grads: &Grads,
+        rates: &Rates,
+        clip: Option<f64>,
+    ) -> Result<StepStats> {
+        self.prepare(params, rates)?;
         self.launch(params, grads, clip)?;
         self.finish(params, grads)
     }
@@ -60,7 +91,8 @@ pub trait Optimizer: Send {
 
 pub use adafactor::Adafactor;
 pub use adamw::AdamW;
+pub use common::StepStats;
 pub use groups::{Group, Rules};
 pub use lars::Lars;
 pub use lion::Lion;
-pub use state::StepStats;
+pub use momentum::Momentum;

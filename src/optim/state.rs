@@ -1,79 +1,12 @@
-//! What the optimizers share: the checks before a step, tensors by parameter name, the norm of the gradients.
+//! The state of an optimizer: tensors by parameter name, and how they are saved and read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ops::grad_norm::grad_norm;
-use crate::ops::multi_tensor::Workspace;
-use crate::{DType, Device, Error, Grads, Param, Result, Shape, Tensor};
-
-/// What a step found.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepStats {
-    /// Global norm of the gradients before clipping.
-    pub grad_norm: f64,
-    /// Factor the gradients were scaled by; 1 where nothing was clipped.
-    pub clip_factor: f64,
-}
+use super::common::unshare;
+use crate::{Device, Error, Param, Result, Shape, Tensor};
 
 /// Name of the step count in a saved state.
 const STEP: &str = "step";
-
-/// The gradients of `params`, in their order.
-///
-/// # Errors
-/// [`Error::MissingGradients`] with the names of those that have none.
-pub(super) fn gradients<'a>(params: &[&mut Param], grads: &'a Grads) -> Result<Vec<&'a Tensor>> {
-    grads.check_complete(params.iter().map(|p| &**p))?;
-    Ok(params.iter().filter_map(|p| grads.get(p)).collect())
-}
-
-/// Norm and clip factor of the gradients, on their device.
-#[derive(Default)]
-pub(super) struct Norm {
-    out: Option<Tensor>,
-    work: Workspace,
-}
-
-impl Norm {
-    /// Starts the computation; nothing waits for it.
-    pub fn launch(&mut self, grads: &[&Tensor], clip: Option<f64>, dtype: DType, device: &Device) -> Result<&Tensor> {
-        let held = self.out.take().filter(|t| t.dtype() == dtype && t.device() == device);
-        let mut out = held.map_or_else(|| Tensor::uninit([2], dtype, device), Ok)?;
-        grad_norm(grads, clip, &mut out, &mut self.work)?;
-        Ok(self.out.insert(out))
-    }
-
-    /// Ends a step. The device has checked the norm itself, so it is read only now that the update is under way.
-    pub fn finish(&self, steps: &mut u64, params: &mut [&mut Param], grads: &Grads) -> Result<StepStats> {
-        let params = trainable(params)?;
-        if params.is_empty() {
-            return Ok(StepStats { grad_norm: 0.0, clip_factor: 1.0 });
-        }
-        let stats = self.read(*steps + 1, &params, &gradients(&params, grads)?)?;
-        *steps += 1;
-        Ok(stats)
-    }
-
-    /// Waits for the values. A norm that is not finite is an error that names the tensor at fault; kernels that were
-    /// given the tensor of [`launch`](Self::launch) have changed nothing then.
-    fn read(&self, step: u64, params: &[&mut Param], grads: &[&Tensor]) -> Result<StepStats> {
-        let values = self.out.as_ref().map_or_else(|| Ok(vec![0.0, 1.0]), Tensor::to_f64)?;
-        if values[0].is_finite() {
-            return Ok(StepStats { grad_norm: values[0], clip_factor: values[1] });
-        }
-        for (p, g) in params.iter().zip(grads) {
-            if let Some(x) = g.to_f64()?.into_iter().find(|x| !x.is_finite()) {
-                return Err(non_finite(step, format!("gradient of {}", p.name()), x));
-            }
-        }
-        Err(non_finite(step, "gradient norm".into(), values[0]))
-    }
-}
-
-fn non_finite(step: u64, tensor: String, value: f64) -> Error {
-    let hint = "nothing was changed; try a lower learning rate, a longer warm-up or gradient clipping".into();
-    Error::NonFinite { step, tensor, value: value.to_string(), hint }
-}
 
 /// Tensors of one kind by parameter name: the first moments, say.
 #[derive(Clone, Default)]
@@ -140,26 +73,6 @@ impl Named {
     pub fn save(&self, kind: &str) -> impl Iterator<Item = (String, Tensor)> {
         self.tensors.iter().map(move |(name, t)| (format!("{kind}.{name}"), t.clone()))
     }
-}
-
-/// Copies a tensor that others hold, so that it can be written and theirs stays as it is.
-pub(super) fn unshare(t: &mut Tensor) -> Result<()> {
-    if t.storage_mut("optimizer").is_err() {
-        t.device().refuse_recording("copies a shared tensor before it changes it")?; // a replay would undo the change
-        *t = t.deep_clone()?;
-    }
-    Ok(())
-}
-
-/// The parameters that are trained, writable, ordered by name.
-pub(super) fn trainable<'a>(params: &'a mut [&mut Param]) -> Result<Vec<&'a mut Param>> {
-    let mut chosen: Vec<&mut Param> = params.iter_mut().map(|p| &mut **p).filter(|p| p.trainable).collect();
-    chosen.sort_by(|a, b| a.name().cmp(b.name()));
-    for p in &mut chosen {
-        unshare(&mut p.master)?;
-        p.compute.as_mut().map_or(Ok(()), unshare)?;
-    }
-    Ok(chosen)
 }
 
 /// The step count as a tensor.

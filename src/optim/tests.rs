@@ -1,8 +1,10 @@
+mod distillation;
+
 use proptest::prelude::*;
 
-use super::groups::layer_of;
+use super::groups::LayerDecay;
 use super::schedule::{Cosine, cosine_with_warmup, scaled_lr};
-use super::{Adafactor, AdamW, Group, Lars, Lion, Optimizer, Rules};
+use super::{Adafactor, AdamW, Group, Lars, Lion, Optimizer, Rates, Rules};
 use crate::ops::adafactor::{self, View};
 use crate::ops::{adamw, lars, lion};
 use crate::testing::{devices, ulp};
@@ -109,13 +111,14 @@ fn rates_rise_with_the_layer_and_reach_one_at_the_head() {
         assert!(scales.windows(2).all(|w| (w[0] / w[1] - 0.65).abs() < 1e-12), "{scales:?}");
         assert_eq!(scale("fc_norm.weight"), 1.0);
         for (name, _) in names {
-            assert!(layer_of(&name, blocks) <= blocks + 1);
+            assert!(LayerDecay { decay: 0.65, depth: blocks, root: "" }.layer(&name) <= blocks + 1);
         }
     }
-    assert_eq!(layer_of("patch_embed.proj.bias", 12), 0);
-    assert_eq!(layer_of("blocks.11.norm2.bias", 12), 12);
-    assert_eq!(layer_of("decoder_blocks.3.norm2.bias", 12), 13);
-    assert_eq!(layer_of("blocks.x.norm", 12), 13);
+    let twelve = LayerDecay { decay: 0.65, depth: 12, root: "" };
+    assert_eq!(twelve.layer("patch_embed.proj.bias"), 0);
+    assert_eq!(twelve.layer("blocks.11.norm2.bias"), 12);
+    assert_eq!(twelve.layer("decoder_blocks.3.norm2.bias"), 13);
+    assert_eq!(twelve.layer("blocks.x.norm"), 13);
 }
 
 /// A matrix, a bias, a token, and a frozen table; values depend on the name's length and the index.
@@ -180,7 +183,7 @@ fn adafactor() -> Adafactor {
 /// Step `t` with unedited gradients.
 fn advance(optimizer: &mut dyn Optimizer, params: &mut [Param], t: u64, clip: Option<f64>) {
     let grads = gradients(params, t, keep);
-    optimizer.step(&mut refs(params), &grads, 0.01, clip).unwrap();
+    optimizer.step(&mut refs(params), &grads, &Rates::new(0.01), clip).unwrap();
 }
 
 #[test]
@@ -191,7 +194,7 @@ fn adamw_follows_the_equations_by_group() {
     let mut optimizer = adamw();
     for t in 1..=3 {
         let (lr, grads) = (0.01 * t as f64, gradients(&params, t, keep));
-        optimizer.step(&mut refs(&mut params), &grads, lr, None).unwrap();
+        optimizer.step(&mut refs(&mut params), &grads, &Rates::new(lr), None).unwrap();
         for ((p, w), [m, v]) in params.iter().zip(&mut expected).zip(&mut moments).filter(|((p, _), _)| p.trainable) {
             let decay = if p.name() == "head.bias" { 0.0 } else { 0.05 };
             let g = grads.get(p).unwrap().to_f64().unwrap();
@@ -214,7 +217,7 @@ fn first_step_with_rate_zero(optimizer: &mut dyn Optimizer) {
     let mut params = model(&Device::Cpu, DType::BF16);
     let before = values(&params);
     let grads = gradients(&params, 1, keep);
-    optimizer.step(&mut refs(&mut params), &grads, 0.0, None).unwrap();
+    optimizer.step(&mut refs(&mut params), &grads, &Rates::new(0.0), None).unwrap();
     assert_eq!(values(&params), before);
     let moved = |(name, t): &(String, Tensor)| name == "step" || t.to_f64().unwrap().iter().all(|x| *x != 0.0);
     assert!(optimizer.state().unwrap().iter().all(moved));
@@ -264,7 +267,7 @@ fn clipping_scales_the_gradient_and_reports_the_norm() {
     let run = |factor: f32, clip| {
         let mut params = model(&Device::Cpu, DType::F32);
         let grads = gradients(&params, 1, |_, g| g.iter_mut().for_each(|g| *g *= factor));
-        let stats = lars().step(&mut refs(&mut params), &grads, 0.01, clip).unwrap();
+        let stats = lars().step(&mut refs(&mut params), &grads, &Rates::new(0.01), clip).unwrap();
         (stats, values(&params))
     };
     let (free, _) = run(1.0, None);
@@ -290,16 +293,19 @@ fn bad_gradients(optimizer: &mut dyn Optimizer) {
                 g[3] = bad;
             }
         });
-        let error = optimizer.step(&mut refs(&mut params), &grads, 0.01, Some(1.0)).unwrap_err();
+        let error = optimizer.step(&mut refs(&mut params), &grads, &Rates::new(0.01), Some(1.0)).unwrap_err();
         let Error::NonFinite { step, tensor, value, .. } = &error else { panic!("{error}") };
         assert_eq!((*step, tensor.as_str(), value.as_str()), (2, "gradient of head.weight", text));
         assert_eq!((values(&params), state(optimizer)), (weights.clone(), before.clone()));
     }
     let mut grads = gradients(&params[..1], 2, keep);
-    let error = optimizer.step(&mut refs(&mut params), &grads, 0.01, None).unwrap_err();
+    let error = optimizer.step(&mut refs(&mut params), &grads, &Rates::new(0.01), None).unwrap_err();
     assert!(matches!(&error, Error::MissingGradients(names) if names == &["cls_token", "head.bias"]), "{error}");
     grads.clear();
-    assert!(optimizer.step(&mut refs(&mut params), &grads, 0.01, None).is_err(), "a cleared gradient is none");
+    assert!(
+        optimizer.step(&mut refs(&mut params), &grads, &Rates::new(0.01), None).is_err(),
+        "a cleared gradient is none"
+    );
     assert_eq!(values(&params), weights);
 }
 
@@ -317,7 +323,7 @@ fn a_tensor_that_others_hold_is_not_written() {
     let held: Vec<Tensor> = params.iter().flat_map(|p| [p.master.clone(), p.value().clone()]).collect();
     let before: Vec<Vec<f64>> = held.iter().map(|t| t.to_f64().unwrap()).collect();
     let grads = gradients(&params, 1, keep);
-    adamw().step(&mut refs(&mut params), &grads, 0.01, None).unwrap();
+    adamw().step(&mut refs(&mut params), &grads, &Rates::new(0.01), None).unwrap();
     assert_eq!(before, held.iter().map(|t| t.to_f64().unwrap()).collect::<Vec<_>>());
     let changed: Vec<bool> =
         params.iter().zip(before.chunks(2)).map(|(p, b)| p.master.to_f64().unwrap() != b[0]).collect();
@@ -344,7 +350,7 @@ fn a_state_that_does_not_fit_is_refused() {
         let (mut params, mut fresh) = (model(&Device::Cpu, DType::F32), adamw());
         fresh.load_state(state).unwrap();
         let grads = gradients(&params, 2, keep);
-        fresh.step(&mut refs(&mut params), &grads, 0.01, None).unwrap_err().to_string()
+        fresh.step(&mut refs(&mut params), &grads, &Rates::new(0.01), None).unwrap_err().to_string()
     };
     let fewer: Vec<_> = state().into_iter().filter(|(n, _)| !n.ends_with(".head.bias")).collect();
     assert!(step_with(fewer).contains("1 steps without `exp_avg.head.bias`"));
@@ -360,7 +366,7 @@ fn two_parameters_of_one_name_are_refused() {
     let mut params = model(&Device::Cpu, DType::F32);
     params.push(Param::new("head.bias", params[1].master.deep_clone().unwrap(), DType::F32).unwrap());
     let grads = gradients(&params, 1, keep);
-    let error = adamw().step(&mut refs(&mut params), &grads, 0.01, None).unwrap_err();
+    let error = adamw().step(&mut refs(&mut params), &grads, &Rates::new(0.01), None).unwrap_err();
     assert_eq!(error.to_string(), "adamw: `params` has value `head.bias` twice, expected one per name");
 }
 
@@ -388,7 +394,7 @@ fn devices_agree_over_steps() {
         let mut params = model(&device, DType::BF16);
         let before = values(&params);
         let grads = gradients(&params, 1, |_, g| g[0] = f32::NAN);
-        let error = adamw().step(&mut refs(&mut params), &grads, 0.01, None).unwrap_err();
+        let error = adamw().step(&mut refs(&mut params), &grads, &Rates::new(0.01), None).unwrap_err();
         assert!(error.to_string().contains("gradient of cls_token is NaN"), "{error}");
         assert_eq!(values(&params), before);
     }

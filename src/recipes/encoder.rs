@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::dinov2;
 use super::mae::{self, Pool};
 use crate::nn::Builder;
 use crate::{DType, Device, Error, Result, Tensor};
@@ -55,8 +56,16 @@ pub fn load(
     pool: Option<Pool>,
     image_size: Option<[usize; 2]>,
 ) -> Result<Box<dyn Encoder>> {
+    let builder = Builder::new(device, dtype, 0);
+    if dinov2::load::is_dinov2(path)? {
+        if pool == Some(Pool::Mean) {
+            return Err(Error::config("pool", "mean", "cls: DINOv2's feature is the class token"));
+        }
+        let backbone = dinov2::load::backbone(path, &builder)?;
+        return Ok(Box::new(dinov2::Features::new(backbone, image_size)?));
+    }
     // The head is not used; it has one class so that there is one.
-    Ok(Box::new(mae::load::classifier(path, &Builder::new(device, dtype, 0), 1, pool, image_size)?.0))
+    Ok(Box::new(mae::load::classifier(path, &builder, 1, pool, image_size)?.0))
 }
 
 /// Refuses to take the last `n` of `depth` blocks.

@@ -8,6 +8,7 @@ pub mod siglip;
 use crate::checkpoint::StateDict;
 use crate::data::{Batch, Image};
 use crate::nn::Module;
+use crate::optim::Rates;
 use crate::{Grads, Result, Tensor};
 
 pub use encoder::Encoder;
@@ -80,14 +81,24 @@ pub trait Task: Send {
         None
     }
 
+    /// What steers update number `step` (from 0), `lr` being the learning rate of the run's schedule.
+    fn rates(&self, _step: u64, lr: f64) -> Rates {
+        Rates::new(lr)
+    }
+
     /// After each update, launch by launch: brings a parameter back into its range, in place.
     fn updated(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Numbers to log beside the loss, from the statistics of the last micro-step.
-    fn notes(&self, _statistics: &[f64]) -> Result<Numbers> {
+    /// Numbers to log beside the loss, from the statistics of the last micro-step. An error ends the run.
+    fn notes(&mut self, _statistics: &[f64]) -> Result<Numbers> {
         Ok(vec![])
+    }
+
+    /// Whether the weights are worth keeping over those of the last checkpoint.
+    fn healthy(&self) -> bool {
+        true
     }
 
     /// Draws what the weights do, with a name that says what is seen.

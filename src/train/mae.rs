@@ -40,6 +40,7 @@ macro_rules! plan {
             },
             clock: Clock::Epochs,
             clip_grad: $config.clip_grad,
+            skip_non_finite: 0,
             save_every: $config.save_every,
             log_every: $config.log_every,
             seed: $config.seed,

@@ -1,16 +1,19 @@
 //! The one training loop: data, step, log, checkpoint. Recipes bring a [`Task`].
 
 mod begin;
+mod dinov2;
 pub mod interrupt;
 mod mae;
 mod metrics;
 pub mod progress;
 mod run_dir;
 mod siglip;
+mod skips;
 mod spikes;
 mod stepper;
 mod tensorboard;
 
+pub use dinov2::pretrain as pretrain_dinov2;
 pub use mae::{finetune, pretrain};
 pub use metrics::Metrics;
 pub use progress::Progress;
@@ -18,10 +21,11 @@ pub use run_dir::RunDir;
 pub use siglip::pretrain as pretrain_siglip;
 
 use crate::data::{Batch, Loader};
+use crate::optim::Optimizer;
 use crate::optim::schedule::Cosine;
-use crate::optim::{Optimizer, StepStats};
 use crate::recipes::{Numbers, Task};
 use crate::{Device, Error, Result};
+use skips::Skips;
 use spikes::Spikes;
 use stepper::{Measured, Stepper};
 
@@ -51,6 +55,8 @@ pub struct Plan {
     pub clock: Clock,
     /// Largest gradient norm.
     pub clip_grad: Option<f64>,
+    /// Consecutive updates that may be skipped because the loss or a gradient is not finite.
+    pub skip_non_finite: u64,
     /// Updates between checkpoints.
     pub save_every: u64,
     /// Updates between log lines.
@@ -111,8 +117,8 @@ pub type Evaluate<'a, T> = &'a mut dyn FnMut(&mut T, u64) -> Result<Numbers>;
 /// Trains from update `start` (0, or what [`RunDir::resume`] gave) to the end or to Ctrl-C.
 ///
 /// # Errors
-/// [`Error::NonFinite`] when the loss or a gradient is not finite: the weights are still those of the step before. Errors of
-/// `evaluate`, after a checkpoint; a run continued from it evaluates first.
+/// [`Error::NonFinite`] when the loss or a gradient is not finite, more often in a row than may be skipped: the weights are
+/// still those of the step before. Errors of `evaluate`, after a checkpoint; a run continued from it evaluates first.
 pub fn run<T: Task>(
     task: &mut T,
     optimizer: &mut dyn Optimizer,
@@ -131,7 +137,7 @@ pub fn run<T: Task>(
     let device = task.module().params().first().map_or(Device::Cpu, |p| p.master.device().clone());
     let scale = if task.joint().is_some() { 1.0 } else { 1.0 / plan.accum_iter as f64 };
     let mut stepper = Stepper::new(&device, scale, plan.clip_grad);
-    let mut spikes = Spikes::default();
+    let (mut spikes, mut skips) = (Spikes::default(), Skips::default());
     let mut measure = |task: &mut T, epoch: u64, metrics: &mut Metrics, progress: &Progress| {
         let numbers = evaluate(task, epoch)?;
         if !numbers.is_empty() {
@@ -145,28 +151,42 @@ pub fn run<T: Task>(
     }
     interrupt::listen();
     for step in start..total {
-        let (lr, waited) = (plan.lr(step, micro_batches), loader.stats().total_wait);
+        let rates = task.rates(step, plan.lr(step, micro_batches));
+        let (lr, waited) = (rates.lr, loader.stats().total_wait);
         // On a thread of the pool: from any other, each parallel part of the step would have to wake all of them.
-        let (Measured { loss, statistics }, stats) = rayon::scope(|_| {
+        let updated = rayon::scope(|_| {
             stepper.begin(task);
             let measured = gradient(task, &mut stepper, plan.accum_iter, &mut || next(loader))?;
             if !measured.loss.is_finite() {
                 return Err(not_finite(step, "loss", measured.loss));
             }
-            Ok((measured, stepper.update(task, optimizer, lr)?))
-        })?;
-        if let Some(median) = spikes.look(loss) {
-            let notes = describe(&[beside(&stats, lr), task.notes(&statistics)?].concat());
-            tracing::warn!("step {}: the loss is {loss:.4}, of the last steps it was {median:.4} ({notes})", step + 1);
-        }
+            Ok((measured, stepper.update(task, optimizer, &rates)?))
+        });
         let done = step + 1;
+        let updated = skips.pass(updated, done, plan.skip_non_finite)?;
+        let logs = done.is_multiple_of(plan.log_every) || done == total;
+        let mut numbers = vec![("lr", lr)];
+        if let Some((Measured { loss, statistics }, stats)) = &updated {
+            numbers.insert(0, ("loss", *loss));
+            numbers.push(("grad_norm", stats.grad_norm));
+            numbers.extend(&stats.groups);
+            let spike = spikes.look(*loss);
+            if spike.is_some() || logs {
+                numbers.extend(task.notes(statistics)?);
+            }
+            if let Some(median) = spike {
+                let notes = describe(&numbers[1..]);
+                tracing::warn!("step {done}: the loss is {loss:.4}, of the last steps it was {median:.4} ({notes})");
+            }
+        }
         let epoch = done as f64 / per_epoch as f64;
+        let loss = updated.map_or(f64::NAN, |(measured, _)| measured.loss);
         progress.step(&format!("epoch {epoch:.2} loss {loss:.4} lr {lr:.2e}"));
-        if done.is_multiple_of(plan.log_every) || done == total {
+        if logs {
             let wait = (loader.stats().total_wait - waited).as_secs_f64();
-            let mut numbers = vec![("loss", loss)];
-            numbers.extend(beside(&stats, lr));
-            numbers.extend(task.notes(&statistics)?);
+            if plan.skip_non_finite > 0 {
+                numbers.push(("skipped_steps", skips.all as f64));
+            }
             numbers.extend([
                 ("images_per_second", progress.rate()),
                 ("data_wait_seconds", wait),
@@ -185,7 +205,8 @@ pub fn run<T: Task>(
             }
         }
         let stop = interrupt::asked() && done < total;
-        if done.is_multiple_of(plan.save_every) || done == total || stop {
+        let periodic = done.is_multiple_of(plan.save_every) && task.healthy();
+        if periodic || done == total || stop {
             // The picture first: a run that is continued from its last checkpoint has nothing left to draw.
             if let Some((name, image)) = task.picture()? {
                 metrics.picture(done, name, &image, &folder.picture(name)?)?;
@@ -227,11 +248,6 @@ fn gradient<T: Task>(
         sum = Measured { loss: sum.loss + loss / accum_iter as f64, statistics };
     }
     Ok(sum)
-}
-
-/// What is logged beside the loss, whatever the recipe.
-fn beside(stats: &StepStats, lr: f64) -> Numbers {
-    vec![("lr", lr), ("grad_norm", stats.grad_norm)]
 }
 
 fn next<V: Copy + Send + 'static>(loader: &mut Loader<V>) -> Result<Batch<V>> {

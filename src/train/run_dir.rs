@@ -15,12 +15,13 @@ use crate::{Error, Result};
 
 const CONFIG: &str = "config.toml";
 /// Keys of config.toml that may differ when a run is continued: places, which may move, and what does not change weights.
-const FREE: [&str; 18] = [
+const FREE: [&str; 19] = [
     "data",
     "images",
     "train",
     "val",
     "model",
+    "teacher",
     "init",
     "init_image",
     "tokenizer",

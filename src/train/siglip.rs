@@ -139,6 +139,7 @@ fn plan(config: &Config, pairs: usize) -> Result<Plan> {
         schedule: Cosine { lr: config.learning_rate(), min_lr: config.min_lr, warmup_epochs: 0.0, epochs: 0.0 },
         clock: Clock::Updates,
         clip_grad: Some(config.clip_grad).filter(|clip| clip.is_finite()),
+        skip_non_finite: 0,
         save_every: config.save_every,
         log_every: config.log_every,
         seed: config.seed,

@@ -1,7 +1,7 @@
 //! One update: launched piece by piece, or recorded once and run again.
 
 use crate::device::graph::Graph;
-use crate::optim::{Optimizer, StepStats};
+use crate::optim::{Optimizer, Rates, StepStats};
 use crate::recipes::{Found, Inputs, Task};
 use crate::{Device, Error, Grads, Param, Result, Tensor};
 
@@ -86,6 +86,15 @@ impl<I: Inputs> Stepper<I> {
     /// Forward and backward of micro-batch `index` of an update.
     pub fn micro_step<T: Task<Inputs = I>>(&mut self, task: &mut T, mut inputs: I, index: u64) -> Result<Measured> {
         let which = usize::from(index > 0);
+        let other_shapes = |recorded: &mut Micro<I>| {
+            recorded.inputs.tensors().iter().zip(inputs.tensors()).any(|(held, new)| held.shape() != new.shape())
+        };
+        if self.micro[which].as_mut().is_some_and(other_shapes) {
+            self.give_up(Error::Recording { cause: "its inputs change their shapes".into() })?;
+            if index == 0 {
+                self.grads.clear();
+            }
+        }
         if let Some(recorded) = &mut self.micro[which] {
             for (held, new) in recorded.inputs.tensors().into_iter().zip(inputs.tensors()) {
                 held.copy_from(new)?;
@@ -116,19 +125,19 @@ impl<I: Inputs> Stepper<I> {
         &mut self,
         task: &mut T,
         optimizer: &mut dyn Optimizer,
-        lr: f64,
+        rates: &Rates,
     ) -> Result<StepStats> {
         let mut params = task.module().params_mut();
-        optimizer.prepare(&mut params, lr)?;
-        if self.mode == Mode::Graph && self.update.is_none() {
+        let as_before = optimizer.prepare(&mut params, rates)?;
+        if self.mode == Mode::Graph && self.update.is_none() && as_before {
             match usable(self.device.record(|| optimizer.launch(&mut params, &self.grads, self.clip))) {
                 Ok(((), graph)) => self.update = Some(graph),
                 Err(error) => self.give_up(error)?,
             }
         }
         match &mut self.update {
-            Some(graph) => graph.replay()?,
-            None => optimizer.launch(&mut params, &self.grads, self.clip)?,
+            Some(graph) if as_before => graph.replay()?,
+            _ => optimizer.launch(&mut params, &self.grads, self.clip)?,
         }
         if self.mode == Mode::Warm {
             self.mode = Mode::Graph;
@@ -157,120 +166,4 @@ fn usable<R>(recorded: Result<(R, Graph)>) -> Result<(R, Graph)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::{Args, FromArgMatches};
-
-    use super::*;
-    use crate::DType;
-    use crate::checkpoint::StateDict;
-    use crate::data::Batch;
-    use crate::nn::Module;
-    use crate::ops::adamw::Hyper;
-    use crate::optim::{AdamW, Rules};
-    use crate::recipes::mae::{Config, Pretrain, Sizes};
-    use crate::testing::devices;
-
-    fn sizes() -> Sizes {
-        Sizes {
-            image_size: [8, 12],
-            patch_size: 4,
-            in_chans: 3,
-            embed_dim: 16,
-            depth: 1,
-            num_heads: 2,
-            hidden: 24,
-            decoder_embed_dim: 8,
-            decoder_depth: 1,
-            decoder_num_heads: 1,
-            decoder_hidden: 16,
-            eps: 1e-6,
-        }
-    }
-
-    fn batch(step: u64) -> Batch<u8> {
-        let images = (0..2 * 3 * 8 * 12).map(|i: u64| ((i * 37 + step * 101) % 251) as u8).collect();
-        Batch { images, labels: vec![0; 2], captions: vec![], indices: vec![0; 2], epoch: 0, step_in_epoch: step }
-    }
-
-    fn task(dtype: DType, device: &Device) -> Pretrain {
-        let flags = Config::augment_args(clap::Command::new("pretrain").arg(clap::Arg::new("resume").long("resume")))
-            .get_matches_from(["pretrain", "images"]);
-        let config = Config::from_arg_matches(&flags).unwrap();
-        Pretrain::new(&config, sizes(), device, dtype, vec![]).unwrap()
-    }
-
-    /// Reads a value back in every micro-step from the given one on, which nobody can record.
-    struct ReadsBack(Pretrain, u64);
-
-    impl Task for ReadsBack {
-        type Value = u8;
-        type Inputs = <Pretrain as Task>::Inputs;
-
-        fn module(&mut self) -> &mut dyn Module {
-            self.0.module()
-        }
-
-        fn weights(&self) -> Result<StateDict> {
-            self.0.weights()
-        }
-
-        fn inputs(&mut self, batch: &Batch<u8>) -> Result<Self::Inputs> {
-            self.0.inputs(batch)
-        }
-
-        fn micro_step(&mut self, inputs: &Self::Inputs, scale: f64, grads: &mut Grads) -> Result<Found> {
-            let found = self.0.micro_step(inputs, scale, grads)?;
-            self.1 = self.1.saturating_sub(1);
-            if self.1 == 0 {
-                assert!(found.loss.item()?.is_finite());
-            }
-            Ok(found)
-        }
-    }
-
-    /// Losses, norms and weights of some updates; `keep` holds clones of the weights during one of them.
-    fn train<T: Task<Value = u8>>(mut task: T, mode: Mode, accum: u64, keep: bool) -> (Vec<u64>, Vec<f64>, Mode) {
-        let device = task.module().params()[0].master.device().clone();
-        let mut optimizer = AdamW::new(Hyper { beta1: 0.9, beta2: 0.95, eps: 1e-8 }, Rules::pretraining(0.05));
-        let mut stepper = Stepper::new(&device, 1.0 / accum as f64, Some(0.1));
-        stepper.mode = mode;
-        let (mut numbers, mut held) = (vec![], None);
-        for step in 0..6 {
-            stepper.begin(&mut task);
-            for i in 0..accum {
-                let inputs = task.inputs(&batch(step * accum + i)).unwrap();
-                numbers.push(stepper.micro_step(&mut task, inputs, i).unwrap().loss.to_bits());
-            }
-            let stats = stepper.update(&mut task, &mut optimizer, 1e-2 * (step + 1) as f64).unwrap();
-            numbers.push(stats.grad_norm.to_bits());
-            held = (keep && step == 3).then(|| task.weights().unwrap());
-        }
-        drop(held);
-        let weights = task.weights().unwrap().iter().flat_map(|(_, t)| t.to_f64().unwrap()).collect();
-        (numbers, weights, stepper.mode)
-    }
-
-    #[test]
-    fn a_recorded_step_is_the_step() {
-        let cases = [(DType::F32, 1, false), (DType::BF16, 3, false), (DType::F32, 2, true)];
-        for (device, (dtype, accum, keep)) in devices().iter().flat_map(|device| cases.map(|case| (device, case))) {
-            let (numbers, weights, mode) = train(task(dtype, device), Mode::Warm, accum, keep);
-            let (expected, eager, _) = train(task(dtype, device), Mode::Eager, accum, keep);
-            assert_eq!(mode, Mode::Graph);
-            assert_eq!(numbers, expected);
-            assert!(weights == eager);
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_recorded_runs_launch_by_launch() {
-        // From the first micro-step on, and from the second of the update that is recorded.
-        for (device, from) in devices().iter().flat_map(|device| [1, 4].map(|from| (device, from))) {
-            let (numbers, weights, mode) = train(ReadsBack(task(DType::F32, device), from), Mode::Warm, 2, true);
-            let (expected, eager, _) = train(task(DType::F32, device), Mode::Eager, 2, true);
-            assert_eq!(mode, Mode::Eager);
-            assert_eq!(numbers, expected);
-            assert!(weights == eager);
-        }
-    }
-}
+pub(super) mod tests;

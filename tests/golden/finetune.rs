@@ -3,7 +3,7 @@
 use ocellus::nn::{Builder, Module, pos_embed};
 use ocellus::ops::cross_entropy::{Targets, cross_entropy};
 use ocellus::ops::lars;
-use ocellus::optim::{AdamW, Lars, Optimizer, Rules};
+use ocellus::optim::{AdamW, Lars, Optimizer, Rates, Rules};
 use ocellus::recipes::mae::classifier::{Classifier, Pool, drops};
 use ocellus::recipes::mae::probe::ProbeHead;
 use ocellus::{DType, Device, Grads, Tape, Tensor, Var};
@@ -96,7 +96,7 @@ pub fn trajectory(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
         };
         losses.push(loss.value().item()?);
         tape.backward_scaled(&loss, 1.0, &mut grads)?;
-        let stats = adamw.step(&mut model.params_mut(), &grads, lr, clip)?;
+        let stats = adamw.step(&mut model.params_mut(), &grads, &Rates::new(lr), clip)?;
         lrs.push(lr);
         norms.push(stats.grad_norm);
     }
@@ -150,7 +150,7 @@ fn head(
     let lars = {
         let hyper = lars::Hyper { momentum: g.f64("momentum"), trust: Some(g.f64("trust_coefficient")) };
         // Upstream exempts tensors of one axis, and no name.
-        Lars::new(hyper, Rules { weight_decay: g.f64("weight_decay"), no_decay: vec![], layers: None, parts: vec![] })
+        Lars::new(hyper, Rules { weight_decay: g.f64("weight_decay"), ..Rules::default() })
     };
     Ok((head, lars))
 }
@@ -182,7 +182,7 @@ pub fn linprobe_head(g: &Golden, device: &Device, report: &mut Report) -> Outcom
         if step == 0 {
             report.params(g, "grad", gradient(&head, &grads));
         }
-        lars.step(&mut head.params_mut(), &grads, g.f64("lr"), None)?;
+        lars.step(&mut head.params_mut(), &grads, &Rates::new(g.f64("lr")), None)?;
     }
     report.compare(g, "output.losses", &losses);
     report.compare(g, "output.logits_train", &all_logits);
@@ -222,7 +222,7 @@ pub fn linprobe_trajectory(g: &Golden, device: &Device, report: &mut Report) -> 
         if step == 0 {
             report.params(g, "grad", gradient(&head, &grads));
         }
-        lars.step(&mut head.params_mut(), &grads, g.f64("lr"), None)?;
+        lars.step(&mut head.params_mut(), &grads, &Rates::new(g.f64("lr")), None)?;
     }
     report.compare(g, "output.losses", &losses);
     if g.tensors.get("output.features").is_some_and(|t| t.values.len() == all_features.len()) {

@@ -5,7 +5,7 @@ use ocellus::data::masks::random_masking;
 use ocellus::nn::{Block, Builder, Drops, Module, Sequences, Style, pos_embed};
 use ocellus::ops::adamw::Hyper;
 use ocellus::optim::schedule::Cosine;
-use ocellus::optim::{AdamW, Optimizer, Rules};
+use ocellus::optim::{AdamW, Optimizer, Rates, Rules};
 use ocellus::recipes::mae::{Mae, MaskIds, Sizes, picture};
 use ocellus::{DType, Device, Grads, Tape, Tensor, Var, ops};
 
@@ -307,7 +307,7 @@ pub fn pretrain_trajectory(g: &Golden, device: &Device, report: &mut Report) -> 
             losses.push(loss.value().item()?);
             tape.backward_scaled(&loss, 1.0 / accum as f64, &mut grads)?;
         }
-        let stats = adamw.step(&mut model.params_mut(), &grads, lr, None)?;
+        let stats = adamw.step(&mut model.params_mut(), &grads, &Rates::new(lr), None)?;
         lrs.push(lr);
         norms.push(stats.grad_norm);
     }

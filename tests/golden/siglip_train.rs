@@ -6,7 +6,7 @@ use ocellus::ops::l2_normalize::l2_normalize;
 use ocellus::ops::sigmoid_pair_loss::{Block, sigmoid_pair_loss};
 use ocellus::ops::{adafactor, adamw, lion};
 use ocellus::optim::schedule::Cosine;
-use ocellus::optim::{Adafactor, AdamW, Lion, Optimizer, Rules};
+use ocellus::optim::{Adafactor, AdamW, Lion, Optimizer, Rates, Rules};
 use ocellus::recipes::siglip::{Siglip, TokenIds, factor, freeze};
 use ocellus::{DType, Device, Grads, Tape, Tensor, Var};
 use serde_json::Value;
@@ -153,7 +153,7 @@ pub fn bv_trajectory(g: &Golden, device: &Device, report: &mut Report) -> Outcom
         let (loss, grads) = gradients(&model, images, &ids)?;
         let lr = schedule.at(step as f64);
         let clip = optim["grad_clip_norm"].as_f64();
-        let stats = optimizer.step(&mut model.params_mut(), &grads, lr, clip)?;
+        let stats = optimizer.step(&mut model.params_mut(), &grads, &Rates::new(lr), clip)?;
         let numbers = [&model.logit_scale, &model.logit_bias].map(|p| p.master.item());
         let [t, b] = numbers;
         out.iter_mut().zip([loss, lr, stats.grad_norm, t?, b?]).for_each(|(all, value)| all.push(value));
@@ -184,7 +184,7 @@ pub fn hf_trajectory(g: &Golden, device: &Device, report: &mut Report) -> Outcom
         // The warm-up is one update ahead.
         let at = step as f64;
         let lr = if at < warmup { cosine.lr * (at + 1.0) / warmup } else { cosine.at(at) };
-        let stats = optimizer.step(&mut model.params_mut(), &grads, lr, g.config["clip"].as_f64())?;
+        let stats = optimizer.step(&mut model.params_mut(), &grads, &Rates::new(lr), g.config["clip"].as_f64())?;
         if g.bool("clamp") {
             let t = model.logit_scale.master.item()?.clamp(0.0, 100f64.ln()) as f32;
             model.logit_scale.set(&Tensor::from_slice(&[t], [1], &Device::Cpu)?)?;

@@ -5,6 +5,26 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+/// Sizes of the runs of self-distillation.
+pub const SMALL_DINOV2: [&str; 16] = [
+    "--image-size",
+    "16",
+    "--local-size",
+    "8",
+    "--patch-size",
+    "4",
+    "--local-crops",
+    "2",
+    "--prototypes",
+    "48",
+    "--head-hidden",
+    "32",
+    "--lr",
+    "1e-3",
+    "--log-every",
+    "1",
+];
+
 /// A folder that vanishes with the test, and a small labelled data set in it.
 pub struct Place {
     folder: tempfile::TempDir,
@@ -56,6 +76,20 @@ impl Place {
         let sizes = sizes.into_iter().filter(|_| !flags.contains(&"--init")); // which has its own
         let usual = [("--batch-size", "8"), ("--epochs", "1"), ("--save-every", "4"), ("--image-size", "16")];
         for (key, value) in sizes.chain(usual).chain([("--tokenizer", &*tokenizer)]) {
+            if !flags.contains(&key) {
+                command.args([key, value]);
+            }
+        }
+        command.args(flags);
+        command
+    }
+
+    /// A short run of self-distillation into `out`: 4 updates per epoch unless `flags` say otherwise.
+    pub fn dinov2(&self, out: &str, flags: &[&str]) -> Command {
+        let (data, out) = (self.text("data/train"), self.text(out));
+        let mut command = ocellus(&["pretrain", "dinov2", &data, "--out", &out, "--preset", "micro"]);
+        command.args(SMALL_DINOV2);
+        for (key, value) in [("--batch-size", "8"), ("--epochs", "1"), ("--save-every", "3")] {
             if !flags.contains(&key) {
                 command.args([key, value]);
             }

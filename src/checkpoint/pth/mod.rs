@@ -26,7 +26,7 @@ use crate::{Error, Result, Tensor};
 /// Longest pickle read: those of the largest training files have a few megabytes.
 const MAX_PICKLE: u64 = 32 << 20;
 /// Keys under which training programs keep the weights, in the order they are looked for.
-pub const MODEL_KEYS: [&str; 4] = ["model", "model_state", "model_state_dict", "state_dict"];
+pub const MODEL_KEYS: [&str; 5] = ["model", "model_state", "model_state_dict", "state_dict", "teacher"];
 /// The first bytes of files written before PyTorch 1.6: a pickled number.
 const OLD_MAGIC: [u8; 14] = [0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 

@@ -25,7 +25,7 @@ use crate::data::{Batch, Image, Loader, Purpose, Source, Stream};
 use crate::nn::{Builder, Module};
 use crate::ops::{adamw, gather_rows, lars};
 use crate::optim::schedule::Cosine;
-use crate::optim::{AdamW, Lars, Optimizer, Rules};
+use crate::optim::{AdamW, Lars, Optimizer, Rates, Rules};
 use crate::recipes::Encoder;
 use crate::recipes::mae::probe::ProbeHead;
 use crate::{DType, Error, Grads, Result, Tape, Tensor, Var};
@@ -124,7 +124,7 @@ impl Config {
             let Some(found) = loss(logits.value(), grid, maps)? else { return Ok(None) };
             grads.clear();
             tape.backward(&logits, found.gradient, &mut grads)?;
-            optimizer.step(&mut head.params_mut(), &grads, schedule(total).at((step + 1) as f64), None)?;
+            optimizer.step(&mut head.params_mut(), &grads, &Rates::new(schedule(total).at((step + 1) as f64)), None)?;
             Ok::<_, Error>(Some(found.value))
         };
         if self.no_augment {

@@ -86,6 +86,12 @@ impl RowMap {
         &self.cu_seqlens
     }
 
+    /// Everything of it that lies on the device, in a fixed order: a map of as many rows may be copied over it.
+    pub fn tensors(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let routes = self.routes.iter_mut().flat_map(|(token, source)| [token, source]);
+        [&mut self.sequence, &mut self.cu_seqlens].into_iter().chain(routes)
+    }
+
     pub(super) fn sequence(&self) -> &Tensor {
         &self.sequence
     }

@@ -4,12 +4,15 @@ use super::{Part, prepare_tokens};
 use crate::DType;
 use crate::ops::{Case, Fill, Input};
 
-/// `parts`: images and patches of each; the first part has masks that hide about a third.
+/// Arguments of each part.
+const NAMES: [[&str; 2]; 3] = [["patches", "pos_embed"], ["patches_1", "pos_embed_1"], ["patches_2", "pos_embed_2"]];
+
+/// `parts`, at most three: images and patches of each; the first part has masks that hide about a third.
 pub fn case(parts: &[[usize; 2]], registers: usize, cols: usize) -> Case {
     let mut inputs = vec![Input::param("cls_token", [1, 1, cols]), Input::param("mask_token", [1, cols])];
-    for &[images, len] in parts {
-        inputs.push(Input::normal("patches", [images * len, cols]));
-        inputs.push(Input::param("pos_embed", [1, 1 + len, cols]));
+    for (&[images, len], [patches, pos_embed]) in parts.iter().zip(NAMES) {
+        inputs.push(Input::normal(patches, [images * len, cols]));
+        inputs.push(Input::param(pos_embed, [1, 1 + len, cols]));
     }
     let [images, len] = parts.first().copied().unwrap_or_default();
     let hidden = (0..images * len).map(|i| i32::from(i * 7 % 3 == 1)).collect();

@@ -89,6 +89,8 @@ pub struct Layout {
     registers: usize,
     /// Every patch of each list, and how positions are read for it (the table as it is without).
     parts: Vec<(PatchIds, Option<Tensor>)>,
+    /// Rows of the class tokens of each list, `[N]` i32.
+    classes: Vec<Tensor>,
 }
 
 impl Layout {
@@ -113,7 +115,12 @@ impl Layout {
         }
         let seqs = Sequences { cu_seqlens: Tensor::from_slice(&cu_seqlens, [cu_seqlens.len()], device)?, max };
         let lists = shapes.iter().map(|s| s[0]).collect();
-        Ok(Self { seqs, cu_seqlens, lists, places, registers: sizes.registers, parts })
+        let mut layout = Self { seqs, cu_seqlens, lists, places, registers: sizes.registers, parts, classes: vec![] };
+        for list in 0..shapes.len() {
+            let rows: Vec<i32> = layout.class_rows(list).collect();
+            layout.classes.push(Tensor::from_slice(&rows, [rows.len()], device)?);
+        }
+        Ok(layout)
     }
 
     fn tokens(&self, list: usize) -> usize {
@@ -123,6 +130,11 @@ impl Layout {
     /// Rows of the class tokens of a list.
     pub fn class_rows(&self, list: usize) -> impl Iterator<Item = i32> + '_ {
         (0..self.lists[list]).map(move |i| (self.places[list].0 + i * self.tokens(list)) as i32)
+    }
+
+    /// The same on the device: `[N]` i32.
+    pub fn class_ids(&self, list: usize) -> &Tensor {
+        &self.classes[list]
     }
 
     /// Row of patch `flat` of a list, counted through all its crops.

@@ -120,6 +120,11 @@ impl Kept {
         Ok(Self { map, seqs, scale: Tensor::from_slice(&scale, [scale.len()], device)? })
     }
 
+    /// Everything of it that lies on the device, in a fixed order.
+    pub fn tensors(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.map.tensors().chain([&mut self.seqs.cu_seqlens, &mut self.scale])
+    }
+
     /// Sequences of a list that are kept at `rate`: `max(trunc(count · (1 - rate)), 1)`, as upstream counts.
     pub fn count(count: usize, rate: f64) -> usize {
         ((count as f64 * (1.0 - rate)) as usize).max(1).min(count)

@@ -3,6 +3,22 @@
 
 pub mod backbone;
 pub mod block;
+pub mod config;
+pub mod features;
+pub mod guard;
+pub mod head;
+pub mod load;
+pub mod model;
+pub mod schedule;
+mod step;
+#[cfg(test)]
+mod tests;
 
 pub use backbone::{Backbone, Crops, Layout, Sizes};
 pub use block::{Block, Drops, FfnKind, Kept};
+pub use config::{Config, Preset};
+pub use features::Features;
+pub use head::{Head, HeadSizes};
+pub use model::{LossSettings, Masks, Network, Ssl, Targets, Views};
+pub use schedule::{Curve, Schedules};
+pub use step::Pretrain;

@@ -7,7 +7,7 @@ use crate::nn::{Builder, Drops, Module};
 use crate::ops::adamw::Hyper;
 use crate::ops::cross_entropy::{Targets, cross_entropy};
 use crate::optim::schedule::Cosine;
-use crate::optim::{AdamW, Optimizer, Rules};
+use crate::optim::{AdamW, Optimizer, Rates, Rules};
 use crate::random::{normal, stream};
 use crate::{DType, Device, Grads, Param, Result, Tape, Tensor, Var};
 
@@ -206,7 +206,7 @@ fn tables_change_in_fine_tuning_only() -> Result<()> {
     for step in 0..3 {
         let mut grads = Grads::new();
         learn(&model, &images(2, 60 + step), &ids(&masking(&NOISE, 0.6)), 1.0, &mut grads)?;
-        adamw.step(&mut model.params_mut(), &grads, 0.1, None)?;
+        adamw.step(&mut model.params_mut(), &grads, &Rates::new(0.1), None)?;
     }
     assert_eq!(tables(&model), before);
     assert_ne!(bytes(&model.encoder.patch_embed.weight), kernel);
@@ -220,7 +220,7 @@ fn tables_change_in_fine_tuning_only() -> Result<()> {
         let loss = cross_entropy(&tape, &logits, Targets::Classes(&classes), 0.1)?;
         tape.backward_scaled(&loss, 1.0, &mut grads)?;
         let mut adamw = AdamW::new(Hyper { beta1: 0.9, beta2: 0.999, eps: 1e-8 }, Rules::finetuning(0.05, 0.75, 2));
-        adamw.step(&mut model.params_mut(), &grads, 0.1, None)?;
+        adamw.step(&mut model.params_mut(), &grads, &Rates::new(0.1), None)?;
         let after = bytes(&model.trunk.pos_embed);
         assert!(before.iter().zip(&after).all(|(a, b)| a != b), "{pool:?}: every row takes part in attention");
     }
@@ -258,7 +258,7 @@ fn the_first_step_of_a_warm_up_changes_no_weight() -> Result<()> {
     let mut adamw = AdamW::new(Hyper { beta1: 0.9, beta2: 0.95, eps: 1e-8 }, Rules::pretraining(0.05));
     let mut grads = Grads::new();
     learn(&model, &images(2, 65), &ids(&masking(&NOISE, 0.6)), 1.0, &mut grads)?;
-    adamw.step(&mut model.params_mut(), &grads, schedule.at(0.0), None)?;
+    adamw.step(&mut model.params_mut(), &grads, &Rates::new(schedule.at(0.0)), None)?;
     assert_eq!(state(&model), before);
     let moments = adamw.state()?;
     let moving = moments.iter().filter(|(name, _)| name.starts_with("exp_avg."));

@@ -205,7 +205,7 @@ impl Task for Pretrain {
         Ok(())
     }
 
-    fn notes(&self, statistics: &[f64]) -> Result<Numbers> {
+    fn notes(&mut self, statistics: &[f64]) -> Result<Numbers> {
         let names = ["positive_logit", "negative_logit", "largest_negative_logit"];
         let [log_scale, bias] = self.numbers();
         let mut notes: Numbers =

@@ -5,6 +5,7 @@ use super::super::stepper::Stepper;
 use super::*;
 use crate::data::text::{Lower, Settings};
 use crate::data::{Batch, synth};
+use crate::optim::Rates;
 use crate::recipes::Task;
 use crate::recipes::siglip::step::tests::{batch, config, task};
 use crate::testing::devices;
@@ -29,7 +30,7 @@ fn run(flags: &[&str], device: &Device, dtype: DType, accum: u64, eager: bool) -
         let measured = gradient(&mut task, &mut stepper, accum, &mut next).unwrap();
         numbers.push(measured.loss.to_bits());
         numbers.extend(measured.statistics.iter().map(|x| x.to_bits()));
-        let stats = stepper.update(&mut task, optimizer.as_mut(), 1e-2 * f64::from(step)).unwrap();
+        let stats = stepper.update(&mut task, optimizer.as_mut(), &Rates::new(1e-2 * f64::from(step))).unwrap();
         numbers.push(stats.grad_norm.to_bits());
     }
     let weights = task.module().params().iter().flat_map(|p| p.master.to_f64().unwrap()).collect();
@@ -72,7 +73,7 @@ fn updates_in_parts_are_the_updates() {
                 Ok(batch(at - size, at))
             };
             gradient(task, &mut stepper, 9 / size as u64, &mut next).unwrap();
-            stepper.update(task, optimizer.as_mut(), 1e-3 * f64::from(step)).unwrap();
+            stepper.update(task, optimizer.as_mut(), &Rates::new(1e-3 * f64::from(step))).unwrap();
         }
     }
     // The gradient of a key's bias is zero but for rounding, and AdamW makes steps of any gradient.
@@ -252,7 +253,7 @@ fn the_scale_of_the_softmax_loss_stays_in_its_range() {
             for step in 0..4 {
                 stepper.begin(&mut task);
                 gradient(&mut task, &mut stepper, 1, &mut || Ok(batch(3 * step, 3 * step + 3))).unwrap();
-                stepper.update(&mut task, optimizer.as_mut(), 1e-6).unwrap();
+                stepper.update(&mut task, optimizer.as_mut(), &Rates::new(1e-6)).unwrap();
                 let found = task.model.logit_scale.master.item().unwrap();
                 // A step is at most about the learning rate.
                 assert!((found - expected.unwrap_or(start)).abs() < 1e-5, "{loss} from {start}: {found}");

@@ -1,0 +1,194 @@
+//! The loss as a whole: finite differences in f64, small batches, equal images, distillation.
+
+use super::load::NetworkSizes;
+use super::model::Found;
+use super::*;
+use crate::nn::{Builder, Module};
+use crate::random::{normal, stream};
+use crate::{DType, Device, Grads, Result, Tape, Tensor};
+
+const SIDES: [usize; 2] = [6, 4];
+
+fn sizes(registers: usize) -> NetworkSizes {
+    let head = HeadSizes { hidden: 10, bottleneck: 6, prototypes: 7, layers: 2 };
+    NetworkSizes {
+        backbone: Sizes {
+            image_size: SIDES[0],
+            patch_size: 2,
+            embed_dim: 8,
+            depth: 2,
+            num_heads: 2,
+            ffn: FfnKind::SwiGlu,
+            hidden: 8,
+            registers,
+            interpolate_offset: if registers == 0 { 0.1 } else { 0.0 },
+            interpolate_antialias: registers > 0,
+        },
+        dino_head: head,
+        ibot_head: Some(HeadSizes { prototypes: 5, ..head }),
+    }
+}
+
+/// Values that no initialisation gives, so that no term of a layer is zero.
+fn shaken(sizes: &NetworkSizes, dtype: DType, name: &str) -> Network {
+    let mut network = sizes.network(&Builder::new(&Device::Cpu, dtype, 3).pp(name), 0.7).unwrap();
+    for (i, p) in network.params_mut().into_iter().enumerate() {
+        let noise = normal(&mut stream(i as u64, 4), p.master.numel());
+        let values: Vec<f64> = p.master.to_f64().unwrap().iter().zip(noise).map(|(x, r)| x + 0.3 * r).collect();
+        p.set(&Tensor::from_slice(&values, p.master.shape().clone(), &Device::Cpu).unwrap()).unwrap();
+    }
+    network
+}
+
+fn model(registers: usize, dtype: DType, targets: Targets) -> Ssl {
+    let sizes = sizes(registers);
+    let settings = LossSettings { targets, ..LossSettings::default() };
+    Ssl::new(shaken(&sizes, dtype, "student"), shaken(&sizes, dtype, "teacher"), None, settings).unwrap()
+}
+
+/// Views of `images` random images, or of one image `images` times, with one hidden patch in each of the first crops.
+fn views(images: usize, locals: usize, equal: bool, dtype: DType, model: &Ssl) -> Views {
+    let crops = |count: usize, side: usize, seed: u64| {
+        let one = normal(&mut stream(seed, 5), 3 * side * side);
+        let values: Vec<f64> = match equal {
+            true => one.repeat(count),
+            false => normal(&mut stream(seed, 6), count * 3 * side * side),
+        };
+        Tensor::from_slice(&values, [count, 3, side, side], &Device::Cpu).unwrap().cast(dtype).unwrap()
+    };
+    let f = |v: &[f64]| Tensor::from_slice(v, [v.len()], &Device::Cpu).unwrap().cast(dtype).unwrap();
+    let shapes = [[2 * images, SIDES[0], SIDES[0]], [locals * images, SIDES[1], SIDES[1]]];
+    let shapes = &shapes[..if locals > 0 { 2 } else { 1 }];
+    let layout = model.student.backbone.layout(shapes).unwrap();
+    let flat: Vec<usize> = (0..images).map(|i| i * 9 + i % 9).collect();
+    let mut hidden = vec![0i32; 2 * images * 9];
+    flat.iter().for_each(|&i| hidden[i] = 1);
+    let rows: Vec<i32> = flat.iter().map(|&i| layout.patch_row(0, i)).collect();
+    let kept = |shift: usize| {
+        let lists: Vec<Vec<usize>> =
+            layout.lists.iter().map(|&n| (0..Kept::count(n, 0.4)).map(|i| (i + shift) % n).collect()).collect();
+        let mut kept = Kept::new(&layout.cu_seqlens, &layout.lists, &lists, &Device::Cpu).unwrap();
+        kept.tensors().filter(|t| t.dtype() == DType::F32).for_each(|t| *t = t.cast(dtype).unwrap());
+        Some(kept)
+    };
+    Views {
+        global: crops(2 * images, SIDES[0], 7),
+        local: (locals > 0).then(|| crops(locals * images, SIDES[1], 8)),
+        masks: Some(Masks {
+            hidden: Some(Tensor::from_slice(&hidden, [2 * images, 9], &Device::Cpu).unwrap()),
+            rows: Tensor::from_slice(&rows, [rows.len()], &Device::Cpu).unwrap(),
+            weights: f(&vec![1.0; rows.len()]),
+        }),
+        teacher_temp: f(&[0.3]),
+        drops: (0..2).map(|i| Drops { attn: kept(i), ffn: kept(i + 1) }).collect(),
+    }
+}
+
+fn run(model: &mut Ssl, views: &Views) -> Result<(f64, Found, Grads)> {
+    let (tape, mut grads) = (Tape::new(), Grads::new());
+    let (loss, found) = model.loss(&tape, views, None, false)?;
+    let value = loss.value().item()?;
+    tape.backward_scaled(&loss, 1.0, &mut grads)?;
+    Ok((value, found, grads))
+}
+
+/// The gradient of the whole loss by every parameter of the student, in one random direction for each.
+#[test]
+fn gradients_match_finite_differences() {
+    for registers in [0, 2] {
+        let mut model = model(registers, DType::F64, Targets::Sinkhorn);
+        let views = views(2, 2, false, DType::F64, &model);
+        let (_, _, grads) = run(&mut model, &views).unwrap();
+        let count = model.student.params().len();
+        for at in 0..count {
+            let p = model.student.params()[at].clone();
+            let direction = normal(&mut stream(at as u64, 9), p.master.numel());
+            let old = p.master.to_f64().unwrap();
+            let mut at_step = |step: f64| {
+                let values: Vec<f64> = old.iter().zip(&direction).map(|(x, d)| x + step * d).collect();
+                let values = Tensor::from_slice(&values, p.master.shape().clone(), &Device::Cpu).unwrap();
+                model.student.params_mut()[at].set(&values).unwrap();
+                model.loss(&Tape::no_grad(), &views, None, false).unwrap().0.value().item().unwrap()
+            };
+            let h = 1e-5;
+            let numeric = (at_step(h) - at_step(-h)) / (2.0 * h);
+            at_step(0.0);
+            let gradient = grads.get(&p).unwrap_or_else(|| panic!("{} has no gradient", p.name())).to_f64().unwrap();
+            let exact: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
+            let scale = gradient.iter().map(|g| g.abs()).sum::<f64>().max(1e-3);
+            assert!((exact - numeric).abs() < 1e-6 * scale, "{}: {exact} and {numeric}", p.name());
+        }
+    }
+}
+
+/// No batch is too small, no images too alike, with or without local crops.
+#[test]
+fn small_batches_and_equal_images_stay_finite() {
+    for targets in [Targets::Sinkhorn, Targets::Centering, Targets::Softmax] {
+        for (images, locals, equal) in [(1, 2, false), (1, 0, false), (2, 2, true), (8, 1, true), (8, 3, false)] {
+            let mut model = model(0, DType::F32, targets);
+            let views = views(images, locals, equal, DType::F32, &model);
+            let (loss, _, grads) = run(&mut model, &views).unwrap();
+            assert!(loss.is_finite(), "{images} images");
+            for p in model.student.params() {
+                let finite = grads.get(p).map(|g| g.to_f64().unwrap().into_iter().all(f64::is_finite));
+                assert_eq!(finite, Some(true), "{} of {images} images, {locals} local crops", p.name());
+            }
+        }
+    }
+}
+
+/// A teacher that is the student gives at least the entropy of its targets, and hiding nothing is allowed.
+#[test]
+fn the_loss_is_bounded_by_the_entropy_of_the_targets() {
+    let mut model = model(0, DType::F64, Targets::Sinkhorn);
+    model.settings = LossSettings { koleo: 0.0, ibot: 0.0, ..model.settings };
+    let mut views = views(3, 0, false, DType::F64, &model);
+    views.masks = None;
+    let (loss, found, _) = run(&mut model, &views).unwrap();
+    let p = found.classes.probabilities().unwrap().to_f64().unwrap();
+    let entropy = -p.iter().map(|p| p * p.ln()).sum::<f64>();
+    // n = 3 without local crops: the mean over 6 rows counts 2/3.
+    assert!(loss > 2.0 / 3.0 * entropy / 6.0, "{loss} {entropy}");
+    assert!(found.terms[0].is_none() && found.terms[2].is_none() && found.terms[3].is_none());
+}
+
+/// The gradient stops at the teacher, and everything trained has one.
+#[test]
+fn the_teacher_gets_no_gradient() {
+    let mut model = model(0, DType::F32, Targets::Sinkhorn);
+    let views = views(2, 2, false, DType::F32, &model);
+    let (_, _, grads) = run(&mut model, &views).unwrap();
+    assert!(model.teacher.params().iter().all(|p| !p.trainable && grads.get(p).is_none()));
+    grads.check_complete(model.student.params()).unwrap();
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let (a, mut other) = (sizes(0), sizes(0));
+    other.dino_head.prototypes = 9;
+    let new = |student: &NetworkSizes, teacher: &NetworkSizes| {
+        let [student, teacher] = [(student, "student"), (teacher, "teacher")].map(|(s, n)| shaken(s, DType::F32, n));
+        Ssl::new(student, teacher, None, LossSettings::default()).err().map(|e| e.to_string())
+    };
+    assert_eq!(new(&a, &a), None);
+    assert_eq!(new(&a, &other).unwrap(), "config: `prototypes` is 7, expected the teacher's 9");
+    other = sizes(0);
+    (other.backbone.patch_size, other.backbone.image_size) = (3, 9);
+    assert_eq!(new(&a, &other).unwrap(), "config: `patch_size` is 2, expected the teacher's 3");
+    let mut model = model(0, DType::F32, Targets::Sinkhorn);
+    let mut views = views(1, 0, false, DType::F32, &model);
+    views.global = Tensor::zeros([3, 3, 6, 6], DType::F32, &Device::Cpu).unwrap();
+    let error = run(&mut model, &views).err().unwrap().to_string();
+    assert_eq!(error, "dinov2: `global` has shape [3, 3, 6, 6], expected two crops of each image");
+}
+
+/// As upstream counts: in double precision, and never none.
+#[test]
+fn kept_sequences_are_counted_as_upstream() {
+    for (count, rate, kept) in [(10, 0.9, 1), (64, 0.4, 38), (256, 0.4, 153), (1, 0.5, 1), (10, 0.3, 7), (3, 0.0, 3)] {
+        assert_eq!(Kept::count(count, rate), kept, "{count} at {rate}");
+    }
+    let error = Kept::new(&[0, 2, 4], &[2], &[vec![2]], &Device::Cpu).unwrap_err().to_string();
+    assert_eq!(error, "stochastic_depth: `kept[0]` has value 2, expected a sequence below 2");
+}

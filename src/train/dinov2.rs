@@ -1,0 +1,145 @@
+//! Runs of self-distillation, and of the distillation of a trained teacher, from their configuration to the finished weights.
+
+use std::sync::Arc;
+
+use super::begin::{check_dtype, find, state, train};
+use super::{Clock, Outcome, Plan, RunDir};
+use crate::checkpoint::StateDict;
+use crate::data::{Folder, Image, Source, Stream};
+use crate::nn::{Builder, Module};
+use crate::optim::AdamW;
+use crate::optim::schedule::Cosine;
+use crate::recipes::dinov2::load::{self, NetworkSizes};
+use crate::recipes::dinov2::{Config, Network, Pretrain, Ssl};
+use crate::recipes::mae::finetune::classes_of;
+use crate::{DType, Device, Error, Result};
+
+/// Decoded images kept in memory, in bytes: small data sets are read from disk once.
+const CACHE: usize = 1 << 30;
+
+/// Trains (or continues, with `resume`) the run that `config` describes; returns the trained task.
+///
+/// Whatever can be checked is checked before the run's folder is made.
+///
+/// # Errors
+/// Everything a run can meet: see [`Error`](crate::Error).
+pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) -> Result<(Outcome, Pretrain)> {
+    config.check()?;
+    check_dtype(dtype)?;
+    if !resume {
+        RunDir::require_free(&config.out)?;
+    }
+    let data = Arc::new(Folder::open(&config.data)?.with_cache(CACHE));
+    if let Some(test) = &config.knn {
+        classes_of(&Folder::labelled(&config.data)?, &Folder::labelled(test)?)?; // used after the last epoch
+    }
+    let plan = plan(config);
+    let per_epoch = plan.check(data.len())?;
+    config.advice(data.len()).iter().for_each(|advice| tracing::warn!("{advice}"));
+    let found = find(resume, || RunDir::resume(&config.out, config, data.identity(), config.keep))?;
+    let builder = Builder::new(device, dtype, config.seed);
+    let model = match state(&found) {
+        // The files that it began with are not needed any more.
+        Some(state) => continued(config, &builder, &state.model)?,
+        None => begin(config, &builder)?,
+    };
+    let mut optimizer = AdamW::new(config.hyper(), config.rules(model.student.backbone.blocks.len()));
+    let mut task = Pretrain::new(config, model, per_epoch * config.epochs, per_epoch)?;
+    let create = || RunDir::create(&config.out, config, data.identity(), config.keep);
+    let views = config.multi_crop();
+    let transform = move |image: &Image, rng: &mut Stream| views.apply(image, rng);
+    let mut nothing = |_: &mut Pretrain, _| Ok(vec![]);
+    let (outcome, run) = train(&mut task, &mut optimizer, data.clone(), transform, &plan, found, create, &mut nothing)?;
+    if outcome == Outcome::Finished {
+        load::save(run.path(), &task.model)?;
+    }
+    Ok((outcome, task))
+}
+
+/// The numbers of the run; its schedules are the task's.
+fn plan(config: &Config) -> Plan {
+    let lr = config.learning_rate();
+    Plan {
+        epochs: config.epochs,
+        accum_iter: 1, // the loss is over all images of an update
+        batch_size: config.batch_size,
+        unit: "images",
+        schedule: Cosine { lr, min_lr: config.min_lr, warmup_epochs: 0.0, epochs: config.epochs as f64 },
+        clock: Clock::Epochs,
+        clip_grad: Some(config.clip_grad).filter(|clip| clip.is_finite()),
+        skip_non_finite: config.skip_non_finite,
+        save_every: config.save_every,
+        log_every: config.log_every,
+        seed: config.seed,
+        strict: config.strict,
+    }
+}
+
+/// The model of a saved state, its weights still to be filled in.
+fn continued(config: &Config, builder: &Builder, state: &StateDict) -> Result<Ssl> {
+    let unmarked = || Error::checkpoint(&state.origin, "does not state its sizes, as a run's does");
+    let sizes = load::marked(state)?.ok_or_else(unmarked)?;
+    let make = |sizes: &NetworkSizes, name: &str| sizes.network(&builder.pp(name), config.layer_scale);
+    let average = config.teacher.is_some().then(|| make(&sizes.student, "average")).transpose()?;
+    assemble(config, make(&sizes.student, "student")?, make(&sizes.teacher, "teacher")?, average)
+}
+
+fn assemble(config: &Config, mut student: Network, teacher: Network, average: Option<Network>) -> Result<Ssl> {
+    student.backbone.recompute = config.recompute;
+    Ssl::new(student, teacher, average, config.loss())
+}
+
+/// A model before its first step.
+fn begin(config: &Config, builder: &Builder) -> Result<Ssl> {
+    let (dino_head, ibot_head) = config.heads();
+    let mut sizes = NetworkSizes { backbone: config.sizes(), dino_head, ibot_head };
+    let teacher = config.teacher.as_deref().map(load::weights).transpose()?;
+    if let Some(weights) = &teacher {
+        let Some(theirs) = &weights.network else {
+            let cause = "has a backbone without heads, whose prototypes are what is distilled: a run of pretrain dinov2 has them";
+            return Err(Error::checkpoint(&weights.dict.origin, cause));
+        };
+        // What is compared has to be the same; the backbone and the rest of the heads may differ.
+        sizes.dino_head.prototypes = theirs.dino_head.prototypes;
+        let patches = theirs.ibot_head.as_ref().filter(|_| config.ibot_weight > 0.0);
+        sizes.ibot_head = patches.map(|head| load::HeadSizes { prototypes: head.prototypes, ..sizes.dino_head });
+    }
+    let mut student = sizes.network(&builder.pp("student"), config.layer_scale)?;
+    if let Some(path) = &config.init {
+        let weights = load::weights(path)?;
+        // Heads of other sizes, and those that a file does not have, begin anew.
+        let heads =
+            weights.network.as_ref().is_some_and(|n| (n.dino_head, n.ibot_head) == (sizes.dino_head, sizes.ibot_head));
+        if !heads {
+            tracing::warn!(
+                "{} has no heads of these sizes: they begin anew, and features get worse before they get better",
+                path.display()
+            );
+        }
+        let weights =
+            load::Weights { dict: if heads { weights.dict } else { load::backbone_of(&weights.dict)? }, ..weights };
+        let report = load::fill(student.params_mut(), "student.", &weights, &sizes.backbone, |name| {
+            heads || name.starts_with("student.backbone.") && !name.ends_with("mask_token")
+        })?;
+        tracing::info!("{report}");
+    }
+    let copy = |name: &str| -> Result<Network> {
+        let mut copy = sizes.network(&builder.pp(name), config.layer_scale)?;
+        for (to, from) in copy.params_mut().into_iter().zip(student.params()) {
+            to.set(&from.master)?;
+        }
+        Ok(copy)
+    };
+    let Some(weights) = teacher else {
+        let teacher = copy("teacher")?;
+        return assemble(config, student, teacher, None);
+    };
+    let average = copy("average")?;
+    let theirs = weights.network.clone().unwrap_or(sizes);
+    let mut teacher = theirs.network(&builder.pp("teacher"), 1.0)?;
+    load::fill(teacher.params_mut(), "teacher.", &weights, &theirs.backbone, |_| true)?;
+    if config.ibot_weight == 0.0 {
+        teacher.ibot_head = None;
+    }
+    assemble(config, student, teacher, Some(average))
+}
