@@ -37,6 +37,8 @@ pub struct MultiCrop {
     pub global_scale: (f64, f64),
     /// The same of a local view.
     pub local_scale: (f64, f64),
+    /// Probability that left and right are exchanged.
+    pub mirror: f64,
     /// Which views are blurred.
     pub blur: BlurCompat,
 }
@@ -136,6 +138,7 @@ impl MultiCrop {
             locals: 8,
             global_scale: (0.32, 1.0),
             local_scale: (0.05, 0.32),
+            mirror: 0.5,
             blur: BlurCompat::Official,
         }
     }
@@ -151,6 +154,9 @@ impl MultiCrop {
             if !(low > 0.0 && low <= high && high <= 1.0) {
                 return Err(Error::value(OP, arg, format!("({low}, {high})"), "0 < lowest <= highest <= 1"));
             }
+        }
+        if !(0.0..=1.0).contains(&self.mirror) {
+            return Err(Error::value(OP, "mirror", self.mirror, "a probability"));
         }
         Ok(())
     }
@@ -188,7 +194,7 @@ impl MultiCrop {
             _ => 0.5,
         };
         let solarize = if number == 1 { 0.2 } else { 0.0 };
-        Kind { size, range: CropRange { scale, ..CropRange::PRETRAIN }, blur, solarize }
+        Kind { size, range: CropRange { scale, mirror: self.mirror, ..CropRange::PRETRAIN }, blur, solarize }
     }
 }
 

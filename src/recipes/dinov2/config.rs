@@ -254,6 +254,9 @@ pub struct Config {
     /// Smallest share in a local crop; the largest is the smallest of a global one
     #[arg(long, default_value_t = 0.05)]
     pub local_min: f64,
+    /// Probability of a mirrored crop
+    #[arg(long, default_value_t = 0.5)]
+    pub mirror: f64,
     /// How often views are blurred: as the released models saw it, or as it was meant
     #[arg(long, value_enum, default_value_t = BlurCompat::Official)]
     pub blur: BlurCompat,
@@ -367,6 +370,7 @@ impl Config {
             locals: self.local_crops,
             global_scale: (self.global_min, 1.0),
             local_scale: (self.local_min, self.global_min),
+            mirror: self.mirror,
             blur: self.blur,
         }
     }
@@ -443,6 +447,7 @@ impl Config {
             ("teacher_temp_warmup", self.teacher_temp_warmup, 0.0..=1.0),
             ("student_temp", self.student_temp, 1e-3..=1e3),
             ("freeze_last_layer", self.freeze_last_layer, 0.0..=1.0),
+            ("mirror", self.mirror, 0.0..=1.0),
             ("global_min", self.global_min, 1e-3..=1.0),
             ("local_min", self.local_min, 1e-4..=self.global_min),
         ])?;
