@@ -236,7 +236,7 @@ fn heads(flags: &Linear, machine: &Machine) -> Result<()> {
     stages.finish();
     if let Some(best) = sweep::best(&trained) {
         say!(
-            "linear probe: top-1 {:.2} %, top-5 {:.2} %: best on the test images of {} heads: {} blocks, {} mean patch \
+            "linear probe: top-1 {:.2} %, top-5 {:.2} %: best on the test images of {} heads: class tokens of the last {}, {} mean patch \
              token, learning rate {} per 256 images",
             100.0 * best.top1,
             100.0 * best.top5,
