@@ -6,6 +6,8 @@ mod features;
 mod image_text;
 #[path = "cli/options.rs"]
 mod options;
+#[path = "cli/self_distillation.rs"]
+mod self_distillation;
 mod support;
 
 use std::fs;

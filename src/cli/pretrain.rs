@@ -111,6 +111,7 @@ fn self_distil(
     }
     say!("weights: {out}/model.safetensors (Hugging Face), {out}/upstream.safetensors (official names)");
     say!("with heads, to go on from: {out}/{}", dinov2::load::TEACHER);
+    say!("picture: {out}/pictures/features.png");
     if let Some(test) = &config.knn {
         let sizes = &task.model.student.backbone.sizes;
         let pretrained = encoder::load(&config.out, &device, dtype, None, None)?;

@@ -6,14 +6,17 @@ use super::begin::{check_dtype, find, state, train};
 use super::{Clock, Outcome, Plan, RunDir};
 use crate::checkpoint::StateDict;
 use crate::data::{Folder, Image, Source, Stream};
+use crate::eval::pictures;
 use crate::nn::{Builder, Module};
 use crate::optim::AdamW;
 use crate::optim::schedule::Cosine;
 use crate::recipes::dinov2::load::{self, NetworkSizes};
-use crate::recipes::dinov2::{Config, Network, Pretrain, Ssl};
+use crate::recipes::dinov2::{Config, Features, Network, Pretrain, Ssl};
 use crate::recipes::mae::finetune::classes_of;
 use crate::{DType, Device, Error, Result};
 
+/// Images in the picture of a finished run.
+const PICTURES: usize = 8;
 /// Decoded images kept in memory, in bytes: small data sets are read from disk once.
 const CACHE: usize = 1 << 30;
 
@@ -52,8 +55,18 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     let (outcome, run) = train(&mut task, &mut optimizer, data.clone(), transform, &plan, found, create, &mut nothing)?;
     if outcome == Outcome::Finished {
         load::save(run.path(), &task.model)?;
+        // The weights are there by now: a picture that cannot be drawn is no reason to fail.
+        draw(&run, &task, &data).unwrap_or_else(|e| tracing::warn!("no picture: {e}"));
     }
     Ok((outcome, task))
+}
+
+/// Patch features of some images as colours.
+fn draw(run: &RunDir, task: &Pretrain, data: &Folder) -> Result<()> {
+    let encoder = Features::new(task.model.result().backbone.clone(), None)?;
+    let images = pictures::spread(data, PICTURES, encoder.image_size)?;
+    let images: Vec<Image> = images.into_iter().map(|(_, image)| image).collect();
+    pictures::components::sheet(&encoder, &images, None, || ())?.save_png(run.picture("features")?)
 }
 
 /// The numbers of the run; its schedules are the task's.

@@ -416,12 +416,16 @@ impl Config {
     /// # Errors
     /// The first that it meets.
     pub fn check(&self) -> Result<()> {
+        let (head, _) = self.heads();
         check_positive(&[
             ("epochs", self.epochs),
             ("batch_size", self.batch_size as u64),
             ("save_every", self.save_every),
             ("log_every", self.log_every),
-            ("head_hidden", self.heads().0.hidden as u64),
+            ("head_hidden", head.hidden as u64),
+            ("head_layers", head.layers as u64),
+            ("bottleneck", head.bottleneck as u64),
+            ("prototypes", head.prototypes as u64),
         ])?;
         let tiny = 1e-6;
         check_ranges(&[

@@ -297,10 +297,7 @@ pub fn hf_config(sizes: &Sizes) -> Dinov2Config {
 /// # Errors
 /// [`Error::Io`].
 pub fn save(folder: &Path, model: &Ssl) -> Result<()> {
-    let (network, prefix) = match &model.average {
-        Some(average) => (average, "average."),
-        None => (&model.teacher, "teacher."),
-    };
+    let (network, prefix) = (model.result(), if model.average.is_some() { "average." } else { "teacher." });
     let mut whole = below(&StateDict::from_params(network.params())?, prefix)?;
     let sizes = NetworkSizes::of(network);
     put(&mut whole, &Marked { student: sizes.clone(), teacher: sizes })?;

@@ -224,6 +224,11 @@ impl Ssl {
         Ok(Self { centers: centers.transpose()?, student, teacher, average, settings, pairs: PerSize::default() })
     }
 
+    /// What is kept of a run: the average of the student.
+    pub fn result(&self) -> &Network {
+        self.average.as_ref().unwrap_or(&self.teacher)
+    }
+
     /// Targets from the logits of class tokens (`of` 0) or patches (1).
     fn targets(&mut self, of: usize, logits: &Tensor, temp: &Tensor) -> Result<Teacher> {
         match (self.settings.targets, &mut self.centers) {
