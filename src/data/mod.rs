@@ -18,6 +18,7 @@ pub mod loader;
 pub mod masks;
 pub mod mixup;
 pub mod pairs;
+pub mod planted;
 pub mod rand_augment;
 pub mod random_erase;
 pub mod resize;

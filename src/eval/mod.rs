@@ -7,7 +7,7 @@ pub mod image_text;
 mod knn;
 mod linear;
 mod retrieval;
-mod rows;
+pub(crate) mod rows;
 pub mod zero_shot;
 
 pub use class_names::{ClassNames, templates};
