@@ -138,7 +138,8 @@ fn retrieval_takes_an_image_once_and_what_it_is_asked_for() {
     assert!(pool.report("cluster")["clusters"].as_u64().unwrap() >= 1);
 
     // Copies by the model: the exact ones at least.
-    let model = ["--model", &pool.text("run"), "--copies", "model", "--dedup-threshold", "0.99999"];
+    let thresholds = ["--dedup-threshold", "0.99999", "--evaluation-threshold", "0.99999"];
+    let model = [&["--model", &*pool.text("run"), "--copies", "model"][..], &thresholds].concat();
     succeed(pool.curate("model", &model));
     assert_eq!(pool.report("model")["score"]["recall_by_kind"]["exact"], 1.0);
 }

@@ -10,8 +10,7 @@ use crate::{Error, Result};
 
 const FILE: &str = "settings.json";
 /// Settings that may differ when a run is continued: places, which may move, and what does not change the choice.
-const FREE: [&str; 10] =
-    ["pool", "out", "model", "curated", "evaluation", "link", "copy", "truth", "sheet", "strict"];
+const FREE: [&str; 10] = ["pool", "out", "model", "curated", "evaluation", "link", "copy", "truth", "sheet", "strict"];
 
 /// What near-duplicates are found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
