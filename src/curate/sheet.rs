@@ -59,7 +59,8 @@ fn cell(dropped: &Dropped, pool: &Path) -> Result<Image> {
     let columns = cell.width / lettering::WIDTH;
     let tail = |name: &str| name.chars().skip(name.chars().count().saturating_sub(columns)).collect::<String>();
     let similarity = dropped.similarity.map_or(String::new(), |s| format!("{s:.4}"));
-    lettering::write(&mut cell, 0, SIDE, &format!("{similarity} dropped | kept"), [0; 3]);
+    let other = if dropped.reason == Reason::Duplicate { "copy" } else { "evaluation" };
+    lettering::write(&mut cell, 0, SIDE, &format!("{similarity} dropped | {other}"), [0; 3]);
     lettering::write(&mut cell, 0, SIDE + lettering::HEIGHT, &tail(&dropped.file), [90; 3]);
     Ok(cell)
 }
