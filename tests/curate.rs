@@ -139,8 +139,8 @@ fn retrieval_takes_an_image_once_and_what_it_is_asked_for() {
 
     // Copies by the model: the exact ones at least.
     let thresholds = ["--dedup-threshold", "0.99999", "--evaluation-threshold", "0.99999"];
-    let model = [&["--model", &*pool.text("run"), "--copies", "model"][..], &thresholds].concat();
-    succeed(pool.curate("model", &model));
+    let run = pool.text("run");
+    succeed(pool.curate("model", &[&["--model", &run, "--copies", "model"][..], &thresholds].concat()));
     assert_eq!(pool.report("model")["score"]["recall_by_kind"]["exact"], 1.0);
 }
 

@@ -23,11 +23,12 @@ pub enum Copies {
 }
 
 impl Copies {
-    /// Similarities above which images count as copies: within the pool, of evaluation images.
+    /// Similarities above which images count as copies: within the pool, of evaluation images. Measured on a planted pool
+    /// (docs/curation.md), pixels with room on both sides; every model has its own.
     pub fn thresholds(self) -> [f64; 2] {
         match self {
             Self::Pixels => [0.95, 0.93],
-            Self::Model => [0.995, 0.99],
+            Self::Model => [0.9999, 0.9998],
         }
     }
 }
@@ -64,10 +65,10 @@ pub struct Config {
     /// What near-duplicates are found by
     #[arg(long, value_enum, default_value = "pixels")]
     pub copies: Copies,
-    /// Cosine above which images of the pool are copies of one another [default: 0.95, with --copies model 0.995]
+    /// Cosine above which images of the pool are copies of one another [default: 0.95, with --copies model 0.9999]
     #[arg(long)]
     pub dedup_threshold: Option<f64>,
-    /// Cosine above which an image of the pool is a copy of an evaluation image [default: 0.93, with --copies model 0.99]
+    /// Cosine above which an image of the pool is a copy of an evaluation image [default: 0.93, with --copies model 0.9998]
     #[arg(long)]
     pub evaluation_threshold: Option<f64>,
     /// Nearest neighbours of each image that are looked at
