@@ -195,7 +195,7 @@ fn kills_at_random_moments_do_not_change_the_result() {
 
 #[test]
 fn ctrl_c_saves_and_the_same_command_goes_on() {
-    let pool = Pool::new(160, 32);
+    let pool = Pool::new(80, 32);
     pool.train();
     let flags = ["--retrieve", "sample", "--batch-size", "1", "--save-every", "2"];
     let mut command = pool.retrieve("out", &flags);

@@ -1,8 +1,8 @@
 //! Data curation as DINOv2 describes it (Oquab et al. 2023, arXiv 2304.07193, section 3 and appendix A): of a pool of images
 //! near-duplicates and copies of evaluation images are dropped, and of the rest those retrieved that are like curated ones.
 //!
-//! Stages: images become vectors ([`parts`]), vectors a graph of near-duplicates ([`graph`]), components of it decide what
-//! stays ([`decide`]), features what is retrieved ([`retrieve`]). Each long stage leaves its parts on the disk, whole or not
+//! Stages: images become vectors (`parts`), vectors a graph of near-duplicates (`graph`), components of it decide what
+//! stays (`decide`), features what is retrieved (`retrieve`). Each long stage leaves its parts on the disk, whole or not
 //! at all, and everything random is drawn from the seed: a run that is stopped at any moment and given again ends as if it had
 //! not been stopped.
 
