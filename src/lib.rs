@@ -7,6 +7,7 @@
 //! | [`ops`] | operations: equation, reference, kernel, gradient, tests and bench under one name |
 //! | [`nn`], [`optim`] | layers with upstream parameter names; AdamW, LARS, schedules |
 //! | [`recipes`], [`train`], [`eval`] | models and steps; the one training loop; k-NN and linear probe |
+//! | [`curate`] | near-duplicates and retrieval: which images of a pool to train on |
 //! | [`data`], [`checkpoint`] | image folders to batches; safetensors, `.pth`, Hugging Face, resumable runs |
 //!
 //! One training step of a masked autoencoder:
@@ -40,6 +41,7 @@
 #[doc(hidden)]
 pub mod bench;
 pub mod checkpoint;
+pub mod curate;
 pub mod data;
 pub mod device;
 pub mod dtype;

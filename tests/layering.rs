@@ -25,10 +25,11 @@ const CHAIN: [&[&str]; 10] = [
 ];
 
 /// Modules beside the chain: the last link of it that they may import, and which of their kind.
-const SIDE: [(&str, &str, &[&str]); 5] = [
+const SIDE: [(&str, &str, &[&str]); 6] = [
     ("data", "tensor", &[]),
     ("checkpoint", "optim", &[]),
     ("eval", "recipes", &["data", "checkpoint"]),
+    ("curate", "train", &["data", "checkpoint", "eval"]),
     ("bench", "ops", &["testing"]),
     ("testing", "ops", &[]), // tests import it; `ops` gives it `Case`
 ];
@@ -37,7 +38,7 @@ const SIDE: [(&str, &str, &[&str]); 5] = [
 const SIDE_USERS: [(&str, &[&str]); 4] = [
     ("recipes", &["data", "checkpoint"]),
     ("train", &["data", "checkpoint", "eval"]),
-    ("cli", &["data", "checkpoint", "eval", "bench"]),
+    ("cli", &["data", "checkpoint", "eval", "curate", "bench"]),
     ("main", &["data", "checkpoint", "eval"]),
 ];
 

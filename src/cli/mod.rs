@@ -17,6 +17,7 @@ macro_rules! say_err {
 }
 
 mod bench;
+mod curate;
 mod eval;
 mod finetune;
 mod info;
@@ -57,6 +58,7 @@ Examples:
   ocellus visualize pca runs/scenes scenes/val             patches in the colours of their components
   ocellus pretrain dinov2 scenes/train --preset micro --image-size 64 --local-size 32 --patch-size 8 --out runs/dino
   ocellus pretrain distill runs/dino scenes/train --preset micro --image-size 64 --local-size 32 --patch-size 8
+  ocellus curate photos --evaluation scenes/val            without copies of one another and of these
   ocellus data synth pairs --captions                      image-text pairs to try things on
   ocellus tokenizer train pairs/train --vocab 512
   ocellus pretrain siglip pairs/train --tokenizer tokenizer.json --preset micro --patch-size 8 --out runs/pairs
@@ -77,6 +79,8 @@ enum Command {
     Eval(Eval),
     /// Write the features of a folder of images, or of captions
     Embed(eval::Embed),
+    /// Choose images from a pool: drop near-duplicates and copies of evaluation images, retrieve what is like curated ones
+    Curate(Box<ocellus::curate::Config>),
     /// Draw what a model does
     #[command(subcommand)]
     Visualize(Visualize),
@@ -142,6 +146,8 @@ enum Tokenizer {
 enum Data {
     /// Draw labelled images of cluttered scenes, with captions; or short videos with masks; or image-text pairs
     Synth(synth::Flags),
+    /// Draw a pool of images with planted copies, to measure `curate` on
+    Planted(curate::PlantedFlags),
 }
 
 /// Where and how to compute: options of every subcommand.
@@ -234,6 +240,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Eval(Eval::ZeroShot(flags)) => siglip::zero_shot(flags, &cli.machine)?,
         Command::Eval(Eval::Retrieval(flags)) => retrieval::retrieval(flags, &cli.machine)?,
         Command::Eval(Eval::Segmentation(flags)) => segmentation::segmentation(flags, &cli.machine)?,
+        Command::Curate(config) => return curate::curate(config, &cli.machine),
         Command::Embed(flags) => eval::embed(flags, &cli.machine)?,
         Command::Visualize(Visualize::Mae(flags)) => visualize::mae(flags, &cli.machine)?,
         Command::Visualize(Visualize::Siglip(flags)) => siglip::visualize(flags, &cli.machine)?,
@@ -241,6 +248,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Visualize(Visualize::Attention(flags)) => visualize::attention(flags, &cli.machine)?,
         Command::Visualize(Visualize::Neighbours(flags)) => visualize::neighbours(flags, &cli.machine)?,
         Command::Data(Data::Synth(flags)) => synth::synth(flags)?,
+        Command::Data(Data::Planted(flags)) => curate::planted(flags)?,
         Command::Tokenizer(Tokenizer::Train(flags)) => tokenizer::run(flags)?,
         Command::Bench(flags) => return bench::bench(flags, &cli.machine),
         Command::Info => info::info(),

@@ -22,6 +22,7 @@ pub mod masks;
 pub mod mixup;
 pub mod multi_crop;
 pub mod pairs;
+pub mod planted;
 pub mod rand_augment;
 pub mod random_erase;
 pub mod resize;

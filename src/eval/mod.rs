@@ -13,7 +13,7 @@ mod linear;
 pub mod pca;
 pub mod pictures;
 mod retrieval;
-mod rows;
+pub(crate) mod rows;
 pub mod segmentation;
 pub mod sweep;
 mod upsample;
