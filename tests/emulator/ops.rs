@@ -41,6 +41,7 @@ fn cases() -> Vec<Case> {
         ops::masked_mse::case(true, [2, 3, 2, 2], 8, 2, true),
         ops::masked_scatter::case(2, 8, 3, 96),
         ops::mean_pool::case(2, 9, 1, 96),
+        ops::prepare_tokens::case(&[[2, 8], [3, 4]], 1, 96),
         ops::residual::case(2, 4, 96),
         ops::scale::case(8, 96, 0.5),
         ops::sigmoid_pair_loss::case(136, 96),
