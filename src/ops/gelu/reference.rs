@@ -25,7 +25,12 @@ fn each<T: Float>(y: &mut [T], x: &[T], f: impl Fn(T::Acc) -> T::Acc + Sync) {
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
         simd(
             #[inline(always)]
-            || y.iter_mut().zip(x).for_each(|(y, x)| *y = T::put(f(x.get()))),
+            || {
+                // A loop: what `for_each` makes of it is a function of its own, compiled without vector instructions.
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y = T::put(f(x.get()));
+                }
+            },
         );
     });
 }
@@ -46,7 +51,11 @@ fn each_pair<T: Float>(dx: &mut [T], x: &[T], dy: &[T], f: impl Fn(T::Acc) -> T:
     dx.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK)).for_each(|((dx, x), dy)| {
         simd(
             #[inline(always)]
-            || dx.iter_mut().zip(x).zip(dy).for_each(|((dx, x), dy)| *dx = T::put(dy.get() * f(x.get()))),
+            || {
+                for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                    *dx = T::put(dy.get() * f(x.get()));
+                }
+            },
         );
     });
 }

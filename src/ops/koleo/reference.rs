@@ -24,7 +24,11 @@ pub(super) fn normalise(
         if dims.cols > 0 {
             y.par_chunks_mut(dims.cols).enumerate().for_each(|(row, y)| {
                 let (x, inverse) = (&x[(first + row) * dims.cols..][..dims.cols], inverse(norms[row]));
-                simd(#[inline(always)] || y.iter_mut().zip(x).for_each(|(y, x)| *y = x.get() * inverse));
+                simd(#[inline(always)] || {
+                    for (y, x) in y.iter_mut().zip(x) {
+                        *y = x.get() * inverse;
+                    }
+                });
             });
         }
         if let Some(stats) = stats {

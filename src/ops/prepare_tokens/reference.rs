@@ -69,7 +69,11 @@ pub(super) fn backward(dy: &Tensor, masks: Option<&Tensor>, dims: Dims, g: &mut 
                 sum.fill(A::ZERO);
                 for (_, dy) in dy.chunks_exact(image).enumerate().filter(|(b, _)| counts(*b, t)) {
                     let dy = &dy[row(t) * cols..][..cols];
-                    simd(#[inline(always)] || sum.iter_mut().zip(dy).for_each(|(s, x)| *s += x.get()));
+                    simd(#[inline(always)] || {
+                        for (s, x) in sum.iter_mut().zip(dy) {
+                            *s += x.get();
+                        }
+                    });
                 }
             });
             Ok::<(), crate::Error>(())
