@@ -56,8 +56,9 @@ impl Pretrain {
     ///
     /// # Errors
     /// As [`Config::check`].
-    pub fn new(config: &Config, model: Ssl, total: u64, per_epoch: u64) -> Result<Self> {
+    pub fn new(config: &Config, mut model: Ssl, total: u64, per_epoch: u64) -> Result<Self> {
         config.check()?;
+        model.student.backbone.mask_token.trainable = config.masks(); // without masks nothing would reach it
         let norm = imagenet_norm(model.student.backbone.cls_token.master.device())?;
         // At the start all features are nearly the same, as LayerScale begins near 0; that they are still in a later part is a
         // collapse.
