@@ -194,9 +194,9 @@ pub struct Config {
     /// Share of the sequences that each branch of a block leaves out [default: 0.3; 0 in distillation]
     #[arg(long)]
     pub drop_path: Option<f64>,
-    /// First value of LayerScale
-    #[arg(long, default_value_t = 1e-5)]
-    pub layer_scale: f32,
+    /// First value of LayerScale [default: 1e-5; 1 for micro and tiny, whose short runs would spend their time on leaving 0]
+    #[arg(long)]
+    pub layer_scale: Option<f32>,
     /// Passes over the data
     #[arg(long, default_value_t = 100)]
     pub epochs: u64,
@@ -356,6 +356,12 @@ impl Config {
         self.drop_path.unwrap_or(if self.teacher.is_some() { 0.0 } else { 0.3 })
     }
 
+    /// First value of LayerScale.
+    pub fn layer_scale(&self) -> f32 {
+        let small = ["micro", "tiny"].contains(&self.preset.name);
+        self.layer_scale.unwrap_or(if small { 1.0 } else { 1e-5 })
+    }
+
     /// The learning rate used.
     pub fn learning_rate(&self) -> f64 {
         let base = if self.teacher.is_some() { DISTILL_LR * 2f64.sqrt().recip() } else { 4e-3 };
@@ -436,7 +442,7 @@ impl Config {
             ("mask_min", self.mask_min, 0.0..=1.0),
             ("mask_max", self.mask_max, self.mask_min..=1.0),
             ("drop_path", self.drop_path(), 0.0..=0.999),
-            ("layer_scale", f64::from(self.layer_scale), 0.0..=1e3),
+            ("layer_scale", f64::from(self.layer_scale()), 0.0..=1e3),
             ("warmup", self.warmup, 0.0..=1.0),
             ("lr", self.learning_rate(), 0.0..=1e3),
             ("min_lr", self.min_lr, 0.0..=1e3),
