@@ -163,11 +163,11 @@ fn diagnosis(images: usize, health: &Health) -> Option<(String, &'static str)> {
              entropy is {:.1} % of that of an even spread)",
             100.0 * entropy
         );
-        let hint = if entropy > 0.5 {
+        let hint = if entropy > 0.95 {
             "All prototypes are equally likely: lower the teacher's temperature, raise its momentum, lower the learning \
              rate, or take fewer prototypes"
         } else {
-            "One prototype has all images: use --targets sinkhorn or centering, and raise the teacher's momentum"
+            "The same few prototypes have all images: use --targets sinkhorn or centering, and raise the teacher's momentum"
         };
         return Some((seen, hint));
     }
@@ -225,7 +225,8 @@ mod tests {
         let flat = Health { entropy: 0.999, information: 0.0, ..GOOD };
         let one = Health { entropy: 0.01, information: 0.0, ..GOOD };
         let same = Health { spread: 0.001, ..GOOD };
-        let cases = [(flat, "equally likely"), (one, "One prototype has all"), (same, "class tokens of all images")];
+        let cases =
+            [(flat, "equally likely"), (one, "The same few prototypes have all"), (same, "class tokens of all images")];
         for (health, expected) in cases {
             let mut guard = Guard::new(10, 3);
             guard.look(9, 8, &health).unwrap();
