@@ -226,7 +226,7 @@ mod tests {
         let mut rng = Stream::new(1, Purpose::TEST, 0, 0);
         let direction: Vec<f64> = (0..20).map(|i| if i == 7 { 3.0 } else { -0.5 }).collect();
         let row = |i: usize, rng: &mut Stream| {
-            let side = if i % 3 == 0 { 1.0 } else { -1.0 };
+            let side = if i.is_multiple_of(3) { 1.0 } else { -1.0 };
             direction.iter().map(|d| (5.0 + side * d + 0.2 * rng.normal()) as f32).collect::<Vec<f32>>()
         };
         let rows: Vec<f32> = (0..90).flat_map(|i| row(i, &mut rng)).collect();
