@@ -301,7 +301,8 @@ pub fn save(folder: &Path, model: &Ssl) -> Result<()> {
     let mut whole = below(&StateDict::from_params(network.params())?, prefix)?;
     let sizes = NetworkSizes::of(network);
     put(&mut whole, &Marked { student: sizes.clone(), teacher: sizes })?;
-    let flat = below(&whole, "backbone.")?;
+    let mut flat = below(&whole, "backbone.")?;
+    flat.metadata.clear(); // it has no heads, whose sizes would be stated
     checkpoint::safetensors::write(folder.join("upstream.safetensors"), &flat)?;
     dinov2::save(folder, &hf_config(&network.backbone.sizes), &flat)?;
     checkpoint::safetensors::write(folder.join(TEACHER), &whole)
