@@ -88,7 +88,9 @@ impl Place {
     pub fn dinov2(&self, out: &str, flags: &[&str]) -> Command {
         let (data, out) = (self.text("data/train"), self.text(out));
         let mut command = ocellus(&["pretrain", "dinov2", &data, "--out", &out, "--preset", "micro"]);
-        command.args(SMALL_DINOV2);
+        SMALL_DINOV2.chunks(2).filter(|pair| !flags.contains(&pair[0])).for_each(|pair| {
+            command.args(pair);
+        });
         for (key, value) in [("--batch-size", "8"), ("--epochs", "1"), ("--save-every", "3")] {
             if !flags.contains(&key) {
                 command.args([key, value]);
