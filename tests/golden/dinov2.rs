@@ -24,6 +24,25 @@ pub fn sinkhorn(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
     Ok(())
 }
 
+/// Rows spread over processes have the targets they have together.
+pub fn sinkhorn_ranks(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
+    let (prototypes, ranks) = (g.usize("prototypes"), g.usize("ranks"));
+    let temp = Tensor::full([1], g.f64("teacher_temp") as f32, device)?;
+    for (input, output) in [("logits", "probs"), ("cls_logits", "cls_probs")] {
+        let parts: Vec<Vec<f32>> = (0..ranks).map(|rank| g.floats(&format!("input.{input}_rank{rank}"))).collect();
+        let all = parts.concat();
+        let all = Tensor::from_slice(&all, [all.len() / prototypes, prototypes], device)?;
+        let p = sinkhorn_knopp(&all, &temp, g.usize("n_iterations"))?.probabilities()?.to_f64()?;
+        let mut rest = p.as_slice();
+        for (rank, part) in parts.iter().enumerate() {
+            let (own, others) = rest.split_at(part.len());
+            report.compare(g, &format!("output.{output}_rank{rank}"), own);
+            rest = others;
+        }
+    }
+    Ok(())
+}
+
 pub fn softmax_centering(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
     let temps = g.config["teacher_temps"].as_array().ok_or("no teacher_temps")?;
     for what in ["cls", "patch"] {
