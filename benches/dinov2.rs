@@ -49,8 +49,7 @@ impl Step {
         let (dino_head, ibot_head) = config.heads();
         let sizes = NetworkSizes { backbone: config.sizes(), dino_head, ibot_head };
         let builder = Builder::new(device, dtype, config.seed);
-        let [student, teacher] =
-            ["student", "teacher"].map(|name| sizes.network(&builder.pp(name), config.layer_scale()));
+        let [student, teacher] = ["student", "teacher"].map(|name| sizes.network(&builder.pp(name), &config.start()));
         let model = Ssl::new(student?, teacher?, None, config.loss())?;
         let optimizer = AdamW::new(config.hyper(), config.rules(model.student.backbone.blocks.len()));
         let mut rng = Stream::new(0, Purpose::AUGMENT, 0, 0);

@@ -9,7 +9,7 @@ use ocellus::data::{Folder, Image, Loader, Stream};
 use ocellus::nn::{Builder, Module};
 use ocellus::ops::adamw::Hyper;
 use ocellus::optim::{AdamW, Optimizer, Rates, Rules};
-use ocellus::recipes::dinov2::{FfnKind, HeadSizes, LossSettings, Network, Sizes, Ssl, Views};
+use ocellus::recipes::dinov2::{FfnKind, HeadSizes, LossSettings, Network, Sizes, Ssl, Start, Views};
 use ocellus::recipes::mae::imagenet_norm;
 use ocellus::{DType, Device, Grads, Result, Tape, Tensor};
 
@@ -34,8 +34,8 @@ fn main() -> Result<()> {
     };
     let (device, images, updates) = (Device::Cpu, 16, 20);
     let builder = Builder::new(&device, DType::F32, 0);
-    let student = Network::new(&builder.pp("student"), &SIZES, 1.0, &HEAD, None)?;
-    let mut teacher = Network::new(&builder.pp("teacher"), &SIZES, 1.0, &HEAD, None)?;
+    let student = Network::new(&builder.pp("student"), &SIZES, &Start::SMALL, &HEAD, None)?;
+    let mut teacher = Network::new(&builder.pp("teacher"), &SIZES, &Start::SMALL, &HEAD, None)?;
     for (to, from) in teacher.params_mut().into_iter().zip(student.params()) {
         to.set(&from.master)?; // the average begins at what it is the average of
     }

@@ -116,7 +116,8 @@ fn self_distil(
         let sizes = &task.model.student.backbone.sizes;
         let pretrained = encoder::load(&config.out, &device, dtype, None, None)?;
         // LayerScale at 1: with the first values of training the class tokens of all images would be the same.
-        let random = dinov2::Backbone::new(&Builder::new(&device, dtype, config.seed), sizes, 1.0)?;
+        let start = dinov2::Start { gamma: 1.0, ..config.start() };
+        let random = dinov2::Backbone::new(&Builder::new(&device, dtype, config.seed), sizes, &start)?;
         let random = dinov2::Features::new(random, None)?;
         let compared = eval::compare(pretrained.as_ref(), &random, &config.data, test)?;
         compared_accuracy(test, &compared);

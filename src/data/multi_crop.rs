@@ -22,6 +22,8 @@ pub enum BlurCompat {
     Official,
     /// As meant: the first global view always, the second with probability 0.1, local ones with 0.5.
     Intended,
+    /// No view: standard deviations of up to 2 pixels leave nothing of views of 16.
+    None,
 }
 
 /// The views of one image.
@@ -39,8 +41,12 @@ pub struct MultiCrop {
     pub local_scale: (f64, f64),
     /// Probability that left and right are exchanged.
     pub mirror: f64,
+    /// Probability that the colours of a view change.
+    pub jitter: f64,
     /// Which views are blurred.
     pub blur: BlurCompat,
+    /// Probability that values from 128 on are inverted in the second global view.
+    pub solarize: f64,
 }
 
 /// Global views of an image.
@@ -50,6 +56,8 @@ pub const GLOBALS: usize = 2;
 struct Kind {
     size: usize,
     range: CropRange,
+    /// Probability of other colours.
+    jitter: f64,
     /// Probability of a blur.
     blur: f64,
     /// Probability that values from 128 on are inverted.
@@ -106,7 +114,7 @@ impl Jitter {
 impl View {
     fn draw(rng: &mut Stream, image: &Image, kind: &Kind) -> Self {
         let crop = CropParams::draw(rng, image.width, image.height, &kind.range);
-        let jitter = rng.chance(0.8).then(|| Jitter::draw(rng));
+        let jitter = rng.chance(kind.jitter).then(|| Jitter::draw(rng));
         let gray = rng.chance(0.2);
         let blur = rng.chance(kind.blur).then(|| rng.uniform(0.1, 2.0));
         Self { crop, jitter, gray, blur, solarize: rng.chance(kind.solarize) }
@@ -139,7 +147,9 @@ impl MultiCrop {
             global_scale: (0.32, 1.0),
             local_scale: (0.05, 0.32),
             mirror: 0.5,
+            jitter: 0.8,
             blur: BlurCompat::Official,
+            solarize: 0.2,
         }
     }
 
@@ -155,8 +165,10 @@ impl MultiCrop {
                 return Err(Error::value(OP, arg, format!("({low}, {high})"), "0 < lowest <= highest <= 1"));
             }
         }
-        if !(0.0..=1.0).contains(&self.mirror) {
-            return Err(Error::value(OP, "mirror", self.mirror, "a probability"));
+        for (arg, p) in [("mirror", self.mirror), ("jitter", self.jitter), ("solarize", self.solarize)] {
+            if !(0.0..=1.0).contains(&p) {
+                return Err(Error::value(OP, arg, p, "a probability"));
+            }
         }
         Ok(())
     }
@@ -191,10 +203,12 @@ impl MultiCrop {
             (BlurCompat::Official, 1) => 0.9,
             (BlurCompat::Intended, 0) => 1.0,
             (BlurCompat::Intended, 1) => 0.1,
+            (BlurCompat::None, _) => 0.0,
             _ => 0.5,
         };
-        let solarize = if number == 1 { 0.2 } else { 0.0 };
-        Kind { size, range: CropRange { scale, mirror: self.mirror, ..CropRange::PRETRAIN }, blur, solarize }
+        let solarize = if number == 1 { self.solarize } else { 0.0 };
+        let range = CropRange { scale, mirror: self.mirror, ..CropRange::PRETRAIN };
+        Kind { size, range, jitter: self.jitter, blur, solarize }
     }
 }
 
@@ -233,6 +247,10 @@ mod tests {
                 near(share(&crop, number, |v| v.gray), 0.2);
                 near(share(&crop, number, |v| v.crop.mirror), 0.5);
             }
+        }
+        let plain = MultiCrop { blur: BlurCompat::None, jitter: 0.0, solarize: 0.0, mirror: 0.0, ..official };
+        for number in 0..4 {
+            near(share(&plain, number, |v| v.blur.is_some() || v.jitter.is_some() || v.solarize || v.crop.mirror), 0.0);
         }
         // Each of four comes first in a quarter of them.
         near(share(&official, 0, |v| matches!(v.jitter, Some([Jitter::Hue(_), ..]))), 0.8 / 4.0);

@@ -90,8 +90,6 @@ impl Style {
         mlp_bias: 0.0,
         weight_std: None,
     };
-    /// DINOv2.
-    pub const DINOV2: Self = Self { weight_std: Some(0.02), ..Self::VIT };
 
     fn bias(&self) -> Init {
         if self.mlp_bias == 0.0 { Init::Zeros } else { Init::Normal(self.mlp_bias) }

@@ -92,7 +92,7 @@ fn plan(config: &Config) -> Plan {
 fn continued(config: &Config, builder: &Builder, state: &StateDict) -> Result<Ssl> {
     let unmarked = || Error::checkpoint(&state.origin, "does not state its sizes, as a run's does");
     let sizes = load::marked(state)?.ok_or_else(unmarked)?;
-    let make = |sizes: &NetworkSizes, name: &str| sizes.network(&builder.pp(name), config.layer_scale());
+    let make = |sizes: &NetworkSizes, name: &str| sizes.network(&builder.pp(name), &config.start());
     let average = config.teacher.is_some().then(|| make(&sizes.student, "average")).transpose()?;
     assemble(config, make(&sizes.student, "student")?, make(&sizes.teacher, "teacher")?, average)
 }
@@ -117,7 +117,7 @@ fn begin(config: &Config, builder: &Builder) -> Result<Ssl> {
         let patches = theirs.ibot_head.as_ref().filter(|_| config.ibot_weight > 0.0);
         sizes.ibot_head = patches.map(|head| load::HeadSizes { prototypes: head.prototypes, ..sizes.dino_head });
     }
-    let mut student = sizes.network(&builder.pp("student"), config.layer_scale())?;
+    let mut student = sizes.network(&builder.pp("student"), &config.start())?;
     if let Some(path) = &config.init {
         let weights = load::weights(path)?;
         // Heads of other sizes, and those that a file does not have, begin anew.
@@ -137,7 +137,7 @@ fn begin(config: &Config, builder: &Builder) -> Result<Ssl> {
         tracing::info!("{report}");
     }
     let copy = |name: &str| -> Result<Network> {
-        let mut copy = sizes.network(&builder.pp(name), config.layer_scale())?;
+        let mut copy = sizes.network(&builder.pp(name), &config.start())?;
         for (to, from) in copy.params_mut().into_iter().zip(student.params()) {
             to.set(&from.master)?;
         }
@@ -149,7 +149,7 @@ fn begin(config: &Config, builder: &Builder) -> Result<Ssl> {
     };
     let average = copy("average")?;
     let theirs = weights.network.clone().unwrap_or(sizes);
-    let mut teacher = theirs.network(&builder.pp("teacher"), 1.0)?;
+    let mut teacher = theirs.network(&builder.pp("teacher"), &config.start())?;
     load::fill(teacher.params_mut(), "teacher.", &weights, &theirs.backbone, |_| true)?;
     if config.ibot_weight == 0.0 {
         teacher.ibot_head = None;

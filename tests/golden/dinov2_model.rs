@@ -5,7 +5,7 @@ use ocellus::nn::pos_embed::{self, Resample};
 use ocellus::nn::{Builder, Sequences};
 use ocellus::recipes::dinov2::block::swiglu_hidden;
 use ocellus::recipes::dinov2::load::from_hf;
-use ocellus::recipes::dinov2::{Backbone, Block, Crops, Drops, FfnKind, Kept, Sizes};
+use ocellus::recipes::dinov2::{Backbone, Block, Crops, Drops, FfnKind, Kept, Sizes, Start};
 use ocellus::{DType, Device, Grads, Param, Tape, Tensor, Var};
 use serde_json::Value;
 
@@ -23,7 +23,7 @@ fn a_block(g: &Golden, device: &Device) -> Result<Block, Box<dyn std::error::Err
     let (ffn, hidden) = ffn(g);
     let hidden = g.config["ffn_hidden"].as_u64().map_or(hidden, |h| h as usize);
     let b = Builder::new(device, DType::F32, 0);
-    let mut block = Block::new(&b, g.usize("dim"), g.usize("heads"), ffn, hidden, 1e-6, 1.0)?;
+    let mut block = Block::new(&b, g.usize("dim"), g.usize("heads"), ffn, hidden, 1e-6, &Start::OFFICIAL)?;
     load(&mut block, &g.dict("param"))?;
     Ok(block)
 }
@@ -145,7 +145,7 @@ pub fn sizes(g: &Golden) -> Sizes {
 }
 
 fn backbone(g: &Golden, device: &Device) -> Result<Backbone, Box<dyn std::error::Error>> {
-    let mut model = Backbone::new(&Builder::new(device, DType::F32, 0), &sizes(g), 1.0)?;
+    let mut model = Backbone::new(&Builder::new(device, DType::F32, 0), &sizes(g), &Start::OFFICIAL)?;
     load(&mut model, &dinov2::to_upstream(&g.dict("param"))?)?;
     Ok(model)
 }
@@ -259,7 +259,7 @@ pub fn hf(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
     let given = g.dict("param");
     let dict = dinov2::to_upstream(&given)?;
     let sizes = from_hf(&config, &dict)?;
-    let mut model = Backbone::new(&Builder::new(device, DType::F32, 0), &sizes, 1.0)?;
+    let mut model = Backbone::new(&Builder::new(device, DType::F32, 0), &sizes, &Start::OFFICIAL)?;
     load(&mut model, &dict)?;
     let plain = Tape::no_grad();
     for (i, _) in g.config["inputs_hw"].as_array().ok_or("no inputs_hw")?.iter().enumerate() {

@@ -5,7 +5,7 @@ use ocellus::nn::{Builder, Module};
 use ocellus::ops::adamw::Hyper;
 use ocellus::optim::{AdamW, Optimizer, Rates, Rules, StepStats};
 use ocellus::recipes::dinov2::model::Found;
-use ocellus::recipes::dinov2::{Drops, HeadSizes, Kept, LossSettings, Masks, Network, Ssl, Targets, Views};
+use ocellus::recipes::dinov2::{Drops, HeadSizes, Kept, LossSettings, Masks, Network, Ssl, Start, Targets, Views};
 use ocellus::{DType, Device, Grads, Tape, Tensor, Var};
 
 use crate::dinov2_model::sizes;
@@ -36,7 +36,7 @@ fn model(g: &Golden, device: &Device) -> Fallible<Ssl> {
     let ibot = g.bool("separate_head").then(|| head("ibot"));
     let make = |name: &str| {
         let b = Builder::new(device, DType::F32, 0).pp(name);
-        Network::new(&b, &sizes(g), 1.0, &head("dino"), ibot.as_ref())
+        Network::new(&b, &sizes(g), &Start::OFFICIAL, &head("dino"), ibot.as_ref())
     };
     let targets = match g.config["centering"].as_str() {
         Some("centering") => Targets::Centering,

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::block::{Block, Drops, FfnKind};
+use super::block::{Block, Drops, FfnKind, Start};
 use crate::nn::pos_embed::{self, Grid, Resample};
 use crate::nn::vit::PatchIds;
 use crate::nn::{Builder, Init, LayerNorm, Linear, Sequences};
@@ -178,15 +178,15 @@ pub struct Backbone {
 module!(Backbone { cls_token, pos_embed, register_tokens, mask_token, patch_embed, blocks, norm });
 
 impl Backbone {
-    /// With the official initial values: weights and positions N(0, 0.02²), class token and registers N(0, 1e-6²), mask
-    /// token and biases 0, patch embedding as torch's convolutions; LayerScale starts at `gamma` (1e-5).
-    pub fn new(b: &Builder, sizes: &Sizes, gamma: f32) -> Result<Self> {
+    /// Positions start as N(0, 0.02²), class token and registers as N(0, 1e-6²), mask token and biases at 0, the patch embedding
+    /// as torch's convolutions, blocks as `start` says.
+    pub fn new(b: &Builder, sizes: &Sizes, start: &Start) -> Result<Self> {
         let ((rows, columns), &Sizes { patch_size, embed_dim: dim, .. }) = (sizes.grid()?, sizes);
         let proj = b.pp("patch_embed.proj");
         let bound = ((3 * patch_size * patch_size) as f64).powf(-0.5);
         let block = |i: usize| {
             let path = b.pp("blocks").pp(i);
-            Block::new(&path, dim, sizes.num_heads, sizes.ffn, sizes.hidden, EPS, gamma)
+            Block::new(&path, dim, sizes.num_heads, sizes.ffn, sizes.hidden, EPS, start)
         };
         let registers = |count: usize| b.param("register_tokens", [1, count, dim], Init::Normal(1e-6));
         Ok(Self {

@@ -56,11 +56,33 @@ pub fn swiglu_hidden(hidden: usize) -> usize {
     ((hidden as f64 * 2.0 / 3.0) as usize).div_ceil(8) * 8
 }
 
+/// Values that a model starts with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Start {
+    /// LayerScale.
+    pub gamma: f32,
+    /// Standard deviation of the weights of linear layers; Xavier-uniform without.
+    pub weight_std: Option<f64>,
+}
+
+impl Start {
+    /// As upstream.
+    pub const OFFICIAL: Self = Self { gamma: 1e-5, weight_std: Some(0.02) };
+    /// For widths of 192 and less and runs of a few thousand updates: the branches of a block change their input from the first
+    /// update on. With the official values all class tokens are the same at first, targets are even, and it takes thousands of
+    /// updates until they are not.
+    pub const SMALL: Self = Self { gamma: 1.0, weight_std: None };
+
+    /// Of the layers.
+    pub fn style(&self) -> Style {
+        Style { weight_std: self.weight_std, ..Style::VIT }
+    }
+}
+
 impl Ffn {
-    fn new(b: &Builder, kind: FfnKind, dim: usize, hidden: usize) -> Result<Self> {
-        let style = Style::DINOV2;
+    fn new(b: &Builder, kind: FfnKind, dim: usize, hidden: usize, style: &Style) -> Result<Self> {
         Ok(match kind {
-            FfnKind::Mlp => Self::Mlp(Mlp::new(b, dim, hidden, &style)?),
+            FfnKind::Mlp => Self::Mlp(Mlp::new(b, dim, hidden, style)?),
             FfnKind::SwiGlu => Self::SwiGlu(SwiGlu {
                 w12: Linear::with(&b.pp("w12"), dim, 2 * hidden, style.weight(dim, hidden), Init::Zeros)?,
                 w3: Linear::with(&b.pp("w3"), hidden, dim, style.weight(hidden, dim), Init::Zeros)?,
@@ -159,7 +181,7 @@ pub struct Block {
 module!(Block { norm1, attn, ls1, norm2, mlp, ls2 });
 
 impl Block {
-    /// Width `dim`, `hidden` units; `gamma` is LayerScale's first value.
+    /// Width `dim`, `hidden` units.
     pub fn new(
         b: &Builder,
         dim: usize,
@@ -167,15 +189,16 @@ impl Block {
         ffn: FfnKind,
         hidden: usize,
         eps: f32,
-        gamma: f32,
+        start: &Start,
     ) -> Result<Self> {
-        let scale = |name: &str| b.pp(name).param("gamma", [dim], Init::Values(vec![gamma; dim]));
+        let scale = |name: &str| b.pp(name).param("gamma", [dim], Init::Values(vec![start.gamma; dim]));
+        let style = start.style();
         Ok(Self {
             norm1: LayerNorm::new(&b.pp("norm1"), dim, eps)?,
-            attn: Attention::new(&b.pp("attn"), dim, heads, &Style::DINOV2)?,
+            attn: Attention::new(&b.pp("attn"), dim, heads, &style)?,
             ls1: scale("ls1")?,
             norm2: LayerNorm::new(&b.pp("norm2"), dim, eps)?,
-            mlp: Ffn::new(&b.pp("mlp"), ffn, dim, hidden)?,
+            mlp: Ffn::new(&b.pp("mlp"), ffn, dim, hidden, &style)?,
             ls2: scale("ls2")?,
         })
     }

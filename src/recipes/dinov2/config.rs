@@ -1,130 +1,20 @@
 //! Every knob of the recipe with its default: flags, help text and config.toml are made from these structs.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use super::block::swiglu_hidden;
 use super::model::{LossSettings, Targets};
+use super::preset::Preset;
 use super::schedule::{Curve, Schedules, scaled_lr};
-use super::{FfnKind, HeadSizes, Sizes};
+use super::{FfnKind, HeadSizes, Sizes, Start};
 use crate::data::block_masking::BlockMasking;
 use crate::data::multi_crop::{BlurCompat, MultiCrop};
 use crate::ops::adamw::Hyper;
 use crate::optim::Rules;
 use crate::recipes::mae::config::{check_positive, check_ranges};
 use crate::{Error, Result};
-
-/// Named sizes: the paper's four, and small ones for small machines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Preset {
-    name: &'static str,
-    image: usize,
-    local: usize,
-    patch: usize,
-    /// Width, depth, heads.
-    sizes: [usize; 3],
-    ffn: FfnKind,
-    /// Hidden units, bottleneck and prototypes of a head.
-    head: [usize; 3],
-}
-
-const PRESETS: [Preset; 6] = [
-    Preset {
-        name: "micro",
-        image: 32,
-        local: 16,
-        patch: 4,
-        sizes: [96, 6, 3],
-        ffn: FfnKind::Mlp,
-        head: [256, 64, 512],
-    },
-    Preset {
-        name: "tiny",
-        image: 224,
-        local: 98,
-        patch: 14,
-        sizes: [192, 12, 3],
-        ffn: FfnKind::Mlp,
-        head: [1024, 128, 4096],
-    },
-    Preset {
-        name: "small",
-        image: 224,
-        local: 98,
-        patch: 14,
-        sizes: [384, 12, 6],
-        ffn: FfnKind::Mlp,
-        head: [2048, 256, 65536],
-    },
-    Preset {
-        name: "base",
-        image: 224,
-        local: 98,
-        patch: 14,
-        sizes: [768, 12, 12],
-        ffn: FfnKind::Mlp,
-        head: [2048, 256, 65536],
-    },
-    Preset {
-        name: "large",
-        image: 224,
-        local: 98,
-        patch: 14,
-        sizes: [1024, 24, 16],
-        ffn: FfnKind::SwiGlu,
-        head: [2048, 384, 131_072],
-    },
-    Preset {
-        name: "giant",
-        image: 224,
-        local: 98,
-        patch: 14,
-        sizes: [1536, 40, 24],
-        ffn: FfnKind::SwiGlu,
-        head: [2048, 384, 131_072],
-    },
-];
-
-impl Preset {
-    /// All names, smallest first.
-    pub fn names() -> Vec<&'static str> {
-        PRESETS.iter().map(|p| p.name).collect()
-    }
-
-    /// Heads of the preset with this width; of other widths one for 64 values.
-    pub fn heads_of_width(dim: usize) -> usize {
-        PRESETS.iter().find(|p| p.sizes[0] == dim).map_or((dim / 64).max(1), |p| p.sizes[2])
-    }
-}
-
-impl FromStr for Preset {
-    type Err = Error;
-    fn from_str(name: &str) -> Result<Self> {
-        let found = PRESETS.into_iter().find(|p| p.name == name);
-        found.ok_or_else(|| Error::config("preset", name, format!("one of {}", Self::names().join(", "))))
-    }
-}
-
-impl fmt::Display for Preset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
-    }
-}
-
-impl Serialize for Preset {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name)
-    }
-}
-
-impl<'de> Deserialize<'de> for Preset {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
 
 /// Everything a run depends on: the flags of `ocellus pretrain dinov2` and `distill`, and the contents of config.toml.
 ///
@@ -197,6 +87,9 @@ pub struct Config {
     /// First value of LayerScale [default: 1e-5; 1 for micro and tiny, whose short runs would spend their time on leaving 0]
     #[arg(long)]
     pub layer_scale: Option<f32>,
+    /// Standard deviation of the linear layers' first weights [default: 0.02; for micro and tiny Xavier's, for the same reason]
+    #[arg(long)]
+    pub weight_std: Option<f64>,
     /// Passes over the data
     #[arg(long, default_value_t = 100)]
     pub epochs: u64,
@@ -258,7 +151,14 @@ pub struct Config {
     /// Probability of a mirrored crop
     #[arg(long, default_value_t = 0.5)]
     pub mirror: f64,
-    /// How often views are blurred: as the released models saw it, or as it was meant
+    /// Probability that the colours of a crop change
+    #[arg(long, default_value_t = 0.8)]
+    pub jitter: f64,
+    /// Probability that bright values are inverted in the second global crop; 0 for bright things on a dark ground
+    #[arg(long, default_value_t = 0.2)]
+    pub solarize: f64,
+    /// How often crops are blurred, by up to 2 pixels: as the released models saw it, as it was meant, or never, which suits
+    /// small images
     #[arg(long, value_enum, default_value_t = BlurCompat::Official)]
     pub blur: BlurCompat,
     /// Start from a run of this recipe, heads and all (for a phase at a higher resolution), or from the backbone in official
@@ -357,10 +257,10 @@ impl Config {
         self.drop_path.unwrap_or(if self.teacher.is_some() { 0.0 } else { 0.3 })
     }
 
-    /// First value of LayerScale.
-    pub fn layer_scale(&self) -> f32 {
-        let small = ["micro", "tiny"].contains(&self.preset.name);
-        self.layer_scale.unwrap_or(if small { 1.0 } else { 1e-5 })
+    /// Values that the student starts with.
+    pub fn start(&self) -> Start {
+        let usual = if self.preset.is_small() { Start::SMALL } else { Start::OFFICIAL };
+        Start { gamma: self.layer_scale.unwrap_or(usual.gamma), weight_std: self.weight_std.or(usual.weight_std) }
     }
 
     /// The learning rate used.
@@ -378,7 +278,9 @@ impl Config {
             global_scale: (self.global_min, 1.0),
             local_scale: (self.local_min, self.global_min),
             mirror: self.mirror,
+            jitter: self.jitter,
             blur: self.blur,
+            solarize: self.solarize,
         }
     }
 
@@ -443,7 +345,8 @@ impl Config {
             ("mask_min", self.mask_min, 0.0..=1.0),
             ("mask_max", self.mask_max, self.mask_min..=1.0),
             ("drop_path", self.drop_path(), 0.0..=0.999),
-            ("layer_scale", f64::from(self.layer_scale()), 0.0..=1e3),
+            ("layer_scale", f64::from(self.start().gamma), 0.0..=1e3),
+            ("weight_std", self.weight_std.unwrap_or(tiny), tiny..=1e3),
             ("warmup", self.warmup, 0.0..=1.0),
             ("lr", self.learning_rate(), 0.0..=1e3),
             ("min_lr", self.min_lr, 0.0..=1e3),
@@ -459,6 +362,8 @@ impl Config {
             ("student_temp", self.student_temp, 1e-3..=1e3),
             ("freeze_last_layer", self.freeze_last_layer, 0.0..=1.0),
             ("mirror", self.mirror, 0.0..=1.0),
+            ("jitter", self.jitter, 0.0..=1.0),
+            ("solarize", self.solarize, 0.0..=1.0),
             ("global_min", self.global_min, 1e-3..=1.0),
             ("local_min", self.local_min, 1e-4..=self.global_min),
         ])?;

@@ -2,7 +2,8 @@
 //!
 //! `z_bk = g_k · <b / ‖b‖, v_k / ‖v_k‖>`, so `|z_bk| <= |g_k|`.
 
-use crate::nn::{Builder, Init, Linear, Style};
+use super::Start;
+use crate::nn::{Builder, Init, Linear};
 use crate::ops::gelu::{Form, gelu};
 use crate::ops::l2_normalize::l2_normalize;
 use crate::ops::linear::linear;
@@ -44,12 +45,12 @@ pub struct Head {
 module!(Head { mlp, last_layer });
 
 impl Head {
-    /// On features of width `inner`, with the official initial values: N(0, 0.02²), biases 0, directions uniform in
-    /// ±1/√bottleneck, lengths 1. `bias`: whether the MLP has biases.
+    /// On features of width `inner`. Biases start at 0, directions uniform in ±1/√bottleneck, lengths at 1, the MLP as `start`
+    /// says.
     ///
     /// # Errors
     /// When a size is 0.
-    pub fn new(b: &Builder, inner: usize, sizes: &HeadSizes, bias: bool) -> Result<Self> {
+    pub fn new(b: &Builder, inner: usize, sizes: &HeadSizes, start: &Start) -> Result<Self> {
         let &HeadSizes { hidden, bottleneck, prototypes, layers } = sizes;
         for (key, size) in [("head_layers", layers), ("bottleneck", bottleneck), ("prototypes", prototypes)] {
             if size == 0 {
@@ -59,9 +60,8 @@ impl Head {
         let layer = |i: usize| {
             let path = if layers == 1 { b.pp("mlp") } else { b.pp("mlp").pp(2 * i) };
             let (from, to) = (if i == 0 { inner } else { hidden }, if i + 1 == layers { bottleneck } else { hidden });
-            let weight = path.param("weight", [to, from], Style::DINOV2.weight(from, to))?;
-            let bias = bias.then(|| path.param("bias", [to], Init::Zeros)).transpose()?;
-            Ok(Linear { weight, bias })
+            let weight = path.param("weight", [to, from], start.style().weight(from, to))?;
+            Ok(Linear { weight, bias: Some(path.param("bias", [to], Init::Zeros)?) })
         };
         let (last, bound) = (b.pp("last_layer"), (bottleneck as f64).powf(-0.5));
         Ok(Self {

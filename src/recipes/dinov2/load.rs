@@ -3,9 +3,9 @@
 use std::path::Path;
 
 pub use super::HeadSizes;
-use super::config::Preset;
 use super::model::{Network, Ssl};
-use super::{Backbone, FfnKind, Head, Sizes};
+use super::preset::Preset;
+use super::{Backbone, FfnKind, Head, Sizes, Start};
 use crate::checkpoint::dinov2::{self, Dinov2Config};
 use crate::checkpoint::{self, LoadOptions, LoadReport, RunFolder, RunState, StateDict, load_into, run_state};
 use crate::nn::{Builder, Module};
@@ -46,8 +46,8 @@ impl NetworkSizes {
     ///
     /// # Errors
     /// Impossible sizes.
-    pub fn network(&self, b: &Builder, gamma: f32) -> Result<Network> {
-        Network::new(b, &self.backbone, gamma, &self.dino_head, self.ibot_head.as_ref())
+    pub fn network(&self, b: &Builder, start: &Start) -> Result<Network> {
+        Network::new(b, &self.backbone, start, &self.dino_head, self.ibot_head.as_ref())
     }
 }
 
@@ -264,7 +264,7 @@ pub fn fill(
 /// As [`weights`], and when a tensor is missing.
 pub fn backbone(path: &Path, b: &Builder) -> Result<Backbone> {
     let w = weights(path)?;
-    let mut model = Backbone::new(&b.pp("backbone"), &w.sizes, 1.0)?;
+    let mut model = Backbone::new(&b.pp("backbone"), &w.sizes, &Start::OFFICIAL)?;
     fill(model.params_mut(), "", &w, &w.sizes, |name| !name.ends_with("mask_token"))?;
     Ok(model)
 }

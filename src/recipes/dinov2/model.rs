@@ -10,7 +10,7 @@
 //! dinov2 at b8931f7, `train/ssl_meta_arch.py`.
 
 use super::block::Drops;
-use super::{Backbone, Crops, Head, HeadSizes, Sizes};
+use super::{Backbone, Crops, Head, HeadSizes, Sizes, Start};
 use crate::nn::{Builder, Module, PerSize};
 use crate::ops::add::add;
 use crate::ops::gather_rows::{self, gather_rows};
@@ -71,14 +71,14 @@ pub struct Network {
 module!(Network { backbone, dino_head, ibot_head });
 
 impl Network {
-    /// Below `b`. `ibot`: a head of its own for patches. `bias`: whether heads' layers have one.
+    /// Below `b`. `ibot`: a head of its own for patches.
     ///
     /// # Errors
     /// Impossible sizes.
-    pub fn new(b: &Builder, sizes: &Sizes, gamma: f32, dino: &HeadSizes, ibot: Option<&HeadSizes>) -> Result<Self> {
-        let head = |name: &str, of: &HeadSizes| Head::new(&b.pp(name), sizes.embed_dim, of, true);
+    pub fn new(b: &Builder, sizes: &Sizes, start: &Start, dino: &HeadSizes, ibot: Option<&HeadSizes>) -> Result<Self> {
+        let head = |name: &str, of: &HeadSizes| Head::new(&b.pp(name), sizes.embed_dim, of, start);
         Ok(Self {
-            backbone: Backbone::new(&b.pp("backbone"), sizes, gamma)?,
+            backbone: Backbone::new(&b.pp("backbone"), sizes, start)?,
             dino_head: head("dino_head", dino)?,
             ibot_head: ibot.map(|of| head("ibot_head", of)).transpose()?,
         })

@@ -31,7 +31,9 @@ fn sizes(registers: usize) -> NetworkSizes {
 
 /// Values that no initialisation gives, so that no term of a layer is zero.
 fn shaken(sizes: &NetworkSizes, dtype: DType, name: &str) -> Network {
-    let mut network = sizes.network(&Builder::new(&Device::Cpu, dtype, 3).pp(name), 0.7).unwrap();
+    let mut network = sizes
+        .network(&Builder::new(&Device::Cpu, dtype, 3).pp(name), &Start { gamma: 0.7, ..Start::OFFICIAL })
+        .unwrap();
     for (i, p) in network.params_mut().into_iter().enumerate() {
         let noise = normal(&mut stream(i as u64, 4), p.master.numel());
         let values: Vec<f64> = p.master.to_f64().unwrap().iter().zip(noise).map(|(x, r)| x + 0.3 * r).collect();
