@@ -79,6 +79,9 @@ pub struct Pca {
     /// the two sides differ most (Otsu)]
     #[arg(long)]
     threshold: Option<f64>,
+    /// Part foreground and background in each image by itself: for images that have nothing in common
+    #[arg(long)]
+    each: bool,
 }
 
 /// Flags of `visualize attention`.
@@ -121,7 +124,7 @@ pub struct Neighbours {
 pub fn pca(flags: &Pca, machine: &Machine) -> Result<()> {
     let (model, images) = flags.shown.open(machine)?;
     let mut progress = Progress::new("components", images.len() as u64, 0, 1.0, "images");
-    let sheet = components::sheet(model.as_ref(), &images, flags.threshold, || progress.step(""))?;
+    let sheet = components::sheet(model.as_ref(), &images, flags.threshold, flags.each, || progress.step(""))?;
     progress.finish();
     sheet.save_png(&flags.out)?;
     say!("image | components of its patches: {}", flags.out.display());

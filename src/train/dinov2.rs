@@ -66,7 +66,7 @@ fn draw(run: &RunDir, task: &Pretrain, data: &Folder) -> Result<()> {
     let encoder = Features::new(task.model.result().backbone.clone(), None)?;
     let images = pictures::spread(data, PICTURES, encoder.image_size)?;
     let images: Vec<Image> = images.into_iter().map(|(_, image)| image).collect();
-    pictures::components::sheet(&encoder, &images, None, || ())?.save_png(run.picture("features")?)
+    pictures::components::sheet(&encoder, &images, None, true, || ())?.save_png(run.picture("features")?)
 }
 
 /// The numbers of the run; its schedules are the task's.

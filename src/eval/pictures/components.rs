@@ -5,6 +5,9 @@
 //! smaller share touches the border of its image, of equal ones the smaller, and then the upper. The first three components
 //! over the foreground of all images together, each scaled from its smallest to its largest value, are red, green and blue;
 //! the background is black.
+//!
+//! That is for images of one kind of thing. Where images have nothing in common the first component parts images rather than
+//! things from what is behind them; then each image has a first component, a threshold and a side of its own.
 
 use super::{PAD, SIDE, batch};
 use crate::data::{Image, contact};
@@ -18,11 +21,11 @@ const CELLS: usize = 256;
 /// Colours of the patches, image by image in raster order; black where they belong to the background.
 ///
 /// `patches: [N, rows columns, dim]` f32 on the CPU. `threshold`: of the first component, 0 at its smallest value and 1 at its
-/// largest.
+/// largest. `each`: a first component for each image.
 ///
 /// # Errors
 /// A threshold that leaves no patch on one side; values that are not finite.
-pub fn colours(patches: &Tensor, grid: [usize; 2], threshold: Option<f64>) -> Result<Vec<[u8; 3]>> {
+pub fn colours(patches: &Tensor, grid: [usize; 2], threshold: Option<f64>, each: bool) -> Result<Vec<[u8; 3]>> {
     let op = "components";
     let [images, len, dim] = patches.dims(op, "patches")?;
     if len != grid[0] * grid[1] {
@@ -30,15 +33,12 @@ pub fn colours(patches: &Tensor, grid: [usize; 2], threshold: Option<f64>) -> Re
     }
     let flat = patches.reshape([images * len, dim])?;
     let values = flat.as_slice::<f32>()?;
-    let first: Vec<f64> = Pca::new(&flat, 1)?.scores(values).into_iter().map(|scores| scores[0]).collect();
-    let first = scaled(&first);
-    let at = threshold.unwrap_or_else(|| otsu(&first));
-    let above: Vec<bool> = first.iter().map(|v| *v > at).collect();
-    let chosen = foreground(&above, grid);
+    let chosen = foregrounds(values, dim, if each { len } else { images * len }, grid, threshold)?;
     let kept: Vec<f32> =
         values.chunks_exact(dim).zip(&chosen).filter(|(_, kept)| **kept).flat_map(|(row, _)| row.to_vec()).collect();
     if kept.is_empty() || kept.len() == values.len() {
-        return Err(Error::config("threshold", at, "one that leaves patches on both sides: 0 to below 1"));
+        let given = threshold.map_or("Otsu's".into(), |at| at.to_string());
+        return Err(Error::config("threshold", given, "one that leaves patches on both sides: 0 to below 1"));
     }
     let kept = Tensor::from_slice(&kept, [kept.len() / dim, dim], &Device::Cpu)?;
     let scores = Pca::new(&kept, 3)?.scores(kept.as_slice::<f32>()?);
@@ -53,6 +53,19 @@ pub fn colours(patches: &Tensor, grid: [usize; 2], threshold: Option<f64>) -> Re
         [&red, &green, &blue].map(|channel| (255.0 * channel[next - 1]).round() as u8)
     };
     Ok(chosen.iter().map(colour).collect())
+}
+
+/// Which of the patches `values`, `dim` wide, are foreground, of every `rows` of them by their first component.
+fn foregrounds(values: &[f32], dim: usize, rows: usize, grid: [usize; 2], threshold: Option<f64>) -> Result<Vec<bool>> {
+    let mut chosen = Vec::with_capacity(values.len() / dim.max(1));
+    for part in values.chunks(rows * dim) {
+        let pca = Pca::new(&Tensor::from_slice(part, [rows, dim], &Device::Cpu)?, 1)?;
+        let first = scaled(&pca.scores(part).into_iter().map(|scores| scores[0]).collect::<Vec<f64>>());
+        let at = threshold.unwrap_or_else(|| otsu(&first));
+        let above: Vec<bool> = first.iter().map(|v| *v > at).collect();
+        chosen.extend(foreground(&above, grid));
+    }
+    Ok(chosen)
 }
 
 /// Values from 0, the smallest, to 1, the largest; 1/2 where all are equal.
@@ -97,21 +110,27 @@ fn foreground(above: &[bool], [rows, columns]: [usize; 2]) -> Vec<bool> {
     above.iter().map(|above| *above != lower_is_foreground).collect()
 }
 
-/// Draws: each image beside its patches in colour. `each` is called after every image.
+/// Draws: each image beside its patches in colour, see [`colours`]. `done` is called after every image.
 ///
 /// # Errors
 /// As [`colours`].
-pub fn sheet(model: &dyn Encoder, images: &[Image], threshold: Option<f64>, mut each: impl FnMut()) -> Result<Image> {
+pub fn sheet(
+    model: &dyn Encoder,
+    images: &[Image],
+    threshold: Option<f64>,
+    each: bool,
+    mut done: impl FnMut(),
+) -> Result<Image> {
     let ([rows, columns], dim) = (model.grid(), model.dim());
     let len = rows * columns;
     let mut patches = Vec::with_capacity(images.len() * len * dim);
     for image in images {
         let tokens = model.layers(&batch(std::slice::from_ref(image), model.device())?, 1)?.swap_remove(0);
         patches.extend_from_slice(&tokens.to_vec::<f32>()?[dim..]); // the class token comes first
-        each();
+        done();
     }
     let patches = Tensor::from_slice(&patches, [images.len(), len, dim], &Device::Cpu)?;
-    let colours = colours(&patches, [rows, columns], threshold)?;
+    let colours = colours(&patches, [rows, columns], threshold, each)?;
     let mut tiles = Vec::with_capacity(2 * images.len());
     for (image, colours) in images.iter().zip(colours.chunks_exact(len)) {
         let drawn = Image::new(columns, rows, colours.as_flattened().to_vec())?;
@@ -147,13 +166,24 @@ mod tests {
     fn the_side_in_the_middle_is_the_foreground_whatever_its_sign() {
         for sign in [1.0, -1.0] {
             let (patches, things) = planted(sign);
-            let found = colours(&patches, [4, 4], None).unwrap();
+            let found = colours(&patches, [4, 4], None, false).unwrap();
             let coloured: Vec<bool> = found.iter().map(|colour| *colour != [0; 3]).collect();
             assert_eq!(coloured, things);
             // The first component of the foreground tells its two parts apart.
             let red = |at: usize| found[at][0];
             assert!(red(5).abs_diff(red(6)) > 150 && red(5).abs_diff(red(21)) < 100, "{:?}", [5, 6, 21, 22].map(red));
         }
+    }
+
+    /// Images that differ from each other more than things do from what is behind them.
+    #[test]
+    fn each_image_may_have_a_foreground_of_its_own() {
+        let (patches, things) = planted(1.0);
+        let mut values = patches.to_vec::<f32>().unwrap();
+        values.chunks_exact_mut(6).enumerate().for_each(|(at, row)| row[5] += if at < 16 { -20.0 } else { 20.0 });
+        let found = |rows: usize| foregrounds(&values, 6, rows, [4, 4], None).unwrap();
+        assert_eq!(found(16), things);
+        assert_eq!(found(32), [[false; 16], [true; 16]].concat(), "the images are parted");
     }
 
     #[test]
@@ -180,9 +210,9 @@ mod tests {
     #[test]
     fn unusable_thresholds_are_named() {
         let (patches, _) = planted(1.0);
-        let text = colours(&patches, [4, 4], Some(1.0)).unwrap_err().to_string();
+        let text = colours(&patches, [4, 4], Some(1.0), false).unwrap_err().to_string();
         assert_eq!(text, "config: `threshold` is 1, expected one that leaves patches on both sides: 0 to below 1");
-        let text = colours(&patches, [4, 5], None).unwrap_err().to_string();
+        let text = colours(&patches, [4, 5], None, false).unwrap_err().to_string();
         assert_eq!(text, "components: `patches` has shape [2, 16, 6], expected [.., 20, ..]");
     }
 }
