@@ -10,8 +10,8 @@ use crate::eval::pictures;
 use crate::nn::{Builder, Module};
 use crate::optim::AdamW;
 use crate::optim::schedule::Cosine;
-use crate::recipes::dinov2::load::{self, NetworkSizes};
-use crate::recipes::dinov2::{Config, Features, Network, Pretrain, Ssl};
+use crate::recipes::dinov2::load::{self, NetworkSizes, Weights};
+use crate::recipes::dinov2::{Config, Features, Network, Pretrain, Sizes, Ssl};
 use crate::recipes::mae::finetune::classes_of;
 use crate::{DType, Device, Error, Result};
 
@@ -27,6 +27,9 @@ const CACHE: usize = 1 << 30;
 /// # Errors
 /// Everything a run can meet: see [`Error`](crate::Error).
 pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) -> Result<(Outcome, Pretrain)> {
+    let init = config.init.as_deref().filter(|_| !resume).map(load::weights).transpose()?;
+    let adopted = init.as_ref().map(|weights| adopt(config, weights)).transpose()?;
+    let config = adopted.as_ref().unwrap_or(config);
     config.check()?;
     check_dtype(dtype)?;
     if !resume {
@@ -38,14 +41,15 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     }
     let plan = plan(config);
     let per_epoch = plan.check(data.len())?;
-    config.advice(data.len()).iter().for_each(|advice| tracing::warn!("{advice}"));
     let found = find(resume, || RunDir::resume(&config.out, config, data.identity(), config.keep))?;
     let builder = Builder::new(device, dtype, config.seed);
     let model = match state(&found) {
         // The files that it began with are not needed any more.
         Some(state) => continued(config, &builder, &state.model)?,
-        None => begin(config, &builder)?,
+        None => begin(config, init, &builder)?,
     };
+    let prototypes = model.student.dino_head.count();
+    config.advice(data.len(), prototypes).iter().for_each(|advice| tracing::warn!("{advice}"));
     let mut optimizer = AdamW::new(config.hyper(), config.rules(model.student.backbone.blocks.len()));
     let mut task = Pretrain::new(config, model, per_epoch * config.epochs, per_epoch)?;
     let create = || RunDir::create(&config.out, config, data.identity(), config.keep);
@@ -102,14 +106,42 @@ fn assemble(config: &Config, mut student: Network, teacher: Network, average: Op
     Ssl::new(student, teacher, average, config.loss())
 }
 
+/// The configuration of a run that begins with these weights: what they decide, and the sizes of their heads unless set.
+fn adopt(config: &Config, weights: &Weights) -> Result<Config> {
+    let theirs = &weights.sizes;
+    let registers = Some(config.registers).filter(|registers| *registers > 0);
+    for (key, ours, theirs) in
+        [("patch_size", config.patch_size, theirs.patch_size), ("registers", registers, theirs.registers)]
+    {
+        if let Some(ours) = ours.filter(|ours| *ours != theirs) {
+            return Err(Error::config(key, ours, format!("{theirs}, as {} has", weights.dict.origin.display())));
+        }
+    }
+    let mut config = Config { patch_size: Some(theirs.patch_size), registers: theirs.registers, ..config.clone() };
+    if let Some(network) = &weights.network {
+        let head = &network.dino_head;
+        config.prototypes = config.prototypes.or(Some(head.prototypes));
+        config.head_layers = config.head_layers.or(Some(head.layers));
+        config.head_hidden = config.head_hidden.or(Some(head.hidden));
+        let patches = network.ibot_head.as_ref().map(|head| head.bottleneck);
+        config.ibot_bottleneck = config.ibot_bottleneck.or(patches.filter(|_| config.bottleneck.is_none()));
+        config.bottleneck = config.bottleneck.or(Some(head.bottleneck));
+    }
+    Ok(config)
+}
+
 /// A model before its first step.
-fn begin(config: &Config, builder: &Builder) -> Result<Ssl> {
+fn begin(config: &Config, init: Option<Weights>, builder: &Builder) -> Result<Ssl> {
     let (dino_head, ibot_head) = config.heads();
     let mut sizes = NetworkSizes { backbone: config.sizes(), dino_head, ibot_head };
+    if let Some(weights) = &init {
+        sizes.backbone = Sizes { image_size: sizes.backbone.image_size, ..weights.sizes.clone() };
+    }
     let teacher = config.teacher.as_deref().map(load::weights).transpose()?;
     if let Some(weights) = &teacher {
         let Some(theirs) = &weights.network else {
-            let cause = "has a backbone without heads, whose prototypes are what is distilled: a run of pretrain dinov2 has them";
+            let cause = "has a backbone without heads, whose prototypes are what is distilled: runs of pretrain dinov2 have them, and \
+                         teacher checkpoints of upstream";
             return Err(Error::checkpoint(&weights.dict.origin, cause));
         };
         // What is compared has to be the same; the backbone and the rest of the heads may differ.
@@ -118,21 +150,29 @@ fn begin(config: &Config, builder: &Builder) -> Result<Ssl> {
         sizes.ibot_head = patches.map(|head| load::HeadSizes { prototypes: head.prototypes, ..sizes.dino_head });
     }
     let mut student = sizes.network(&builder.pp("student"), &config.start())?;
-    if let Some(path) = &config.init {
-        let weights = load::weights(path)?;
+    if let Some(weights) = init {
         // Heads of other sizes, and those that a file does not have, begin anew.
-        let heads =
-            weights.network.as_ref().is_some_and(|n| (n.dino_head, n.ibot_head) == (sizes.dino_head, sizes.ibot_head));
-        if !heads {
-            tracing::warn!(
-                "{} has no heads of these sizes: they begin anew, and features get worse before they get better",
-                path.display()
-            );
+        let theirs = weights.network.as_ref().map(|n| (n.dino_head, n.ibot_head));
+        let mut parts = vec!["backbone."];
+        let heads = [
+            ("dino_head.", Some(sizes.dino_head), theirs.map(|(dino, _)| dino)),
+            ("ibot_head.", sizes.ibot_head, theirs.and_then(|(_, ibot)| ibot)),
+        ];
+        for (name, ours, theirs) in heads.into_iter().filter(|(_, ours, _)| ours.is_some()) {
+            if ours == theirs {
+                parts.push(name);
+            } else {
+                tracing::warn!(
+                    "{} has no {} of these sizes: it begins anew, and features get worse before they get better",
+                    weights.dict.origin.display(),
+                    name.trim_end_matches('.')
+                );
+            }
         }
-        let weights =
-            load::Weights { dict: if heads { weights.dict } else { load::backbone_of(&weights.dict)? }, ..weights };
+        let weights = Weights { dict: load::parts_of(&weights.dict, &parts)?, ..weights };
         let report = load::fill(student.params_mut(), "student.", &weights, &sizes.backbone, |name| {
-            heads || name.starts_with("student.backbone.") && !name.ends_with("mask_token")
+            let name = name.trim_start_matches("student.");
+            parts.iter().any(|part| name.starts_with(part)) && !name.ends_with("mask_token")
         })?;
         tracing::info!("{report}");
     }

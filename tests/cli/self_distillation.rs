@@ -2,12 +2,16 @@
 
 use std::fs;
 
+use ocellus::checkpoint::{self, safetensors};
+
 use crate::support::{Place, SMALL_DINOV2, fail, logged, names, ocellus, succeed};
 
 fn distill(place: &Place, teacher: &str, out: &str, flags: &[&str]) -> std::process::Command {
     let (teacher, data, out) = (place.text(teacher), place.text("data/train"), place.text(out));
     let mut command = ocellus(&["pretrain", "distill", &teacher, &data, "--out", &out, "--preset", "micro"]);
-    command.args(SMALL_DINOV2).args(["--batch-size", "8", "--epochs", "1"]).args(flags);
+    // The student has the prototypes of the teacher.
+    let usual = SMALL_DINOV2.chunks(2).filter(|pair| pair[0] != "--prototypes").flatten();
+    command.args(usual).args(["--batch-size", "8", "--epochs", "1"]).args(flags);
     command
 }
 
@@ -40,13 +44,56 @@ fn from_images_to_a_small_student() {
     let (_, err) =
         succeed(place.dinov2("large", &["--registers", "2", "--init", &place.text("run"), "--image-size", "24"]));
     names(&err, &["student.backbone.pos_embed resized from 4 x 4 to 6 x 6 patches"]);
-    assert!(!err.contains("begin anew"), "{err}");
+    assert!(!err.contains("begins anew"), "{err}");
 
-    succeed(distill(&place, "run", "student", &["--registers", "2"]));
+    let (_, err) = succeed(distill(&place, "run", "student", &[])); // without registers
+    assert!(!err.contains("prototypes for"), "{err}");
     let (out, _) = succeed(ocellus(&["embed", &place.text("student"), &test, "--out", &place.text("features")]));
     names(&out, &["[16, 96]"]);
     let error = fail(distill(&place, "run/upstream.safetensors", "other", &[]));
     names(&error, &["a backbone without heads"]);
+    let error = fail(distill(&place, "run", "other", &["--prototypes", "8"]));
+    names(&error, &["config: `prototypes` is given, expected not given: the student has the teacher's"]);
+
+    // The names of upstream's teacher checkpoints, and nothing else: heads are found by their shapes.
+    let mut dict = checkpoint::read(place.path("run/teacher.safetensors")).unwrap();
+    dict.metadata.clear();
+    safetensors::write(place.path("teacher_checkpoint.safetensors"), &dict).unwrap();
+    succeed(distill(&place, "teacher_checkpoint.safetensors", "again", &[]));
+    let weights = |out: &str| fs::read(place.path(out).join("upstream.safetensors")).unwrap();
+    assert_eq!(weights("again"), weights("student"));
+}
+
+/// What begins from other weights has their sizes, and what fits of their heads.
+#[test]
+fn a_run_begins_with_what_fits() {
+    let place = Place::new();
+    succeed(place.dinov2("run", &["--registers", "2", "--head-layers", "1"]));
+    let run = place.text("run");
+    let (data, out) = (place.text("data/train"), place.text("more"));
+    let flags = ["--image-size", "16", "--local-size", "8", "--local-crops", "1", "--batch-size", "8", "--epochs", "1"];
+    let begin = |more: &[&str]| {
+        let mut command = ocellus(&["pretrain", "dinov2", &data, "--out", &out, "--init", &run]);
+        command.args(flags).args(more);
+        command
+    };
+    // The preset is base: the sizes are those of the weights all the same, heads and prototypes too.
+    let (_, err) = succeed(begin(&[]));
+    assert!(!err.contains("begins anew"), "{err}");
+    names(&err, &["48 prototypes for 32 images"]);
+    let config = fs::read_to_string(place.path("more/config.json")).unwrap();
+    names(&config, &["\"hidden_size\": 96", "\"num_register_tokens\": 2", "\"patch_size\": 4"]);
+    for (flags, expected) in [
+        (["--patch-size", "8"], "config: `patch_size` is 8, expected 4, as "),
+        (["--registers", "4"], "config: `registers` is 4, expected 2, as "),
+    ] {
+        fs::remove_dir_all(&out).unwrap_or_default();
+        names(&fail(begin(&flags)), &[expected]);
+    }
+    // One head alone begins anew.
+    let (_, err) = succeed(begin(&["--ibot-bottleneck", "16"]));
+    names(&err, &["no ibot_head of these sizes: it begins anew"]);
+    assert!(!err.contains("no dino_head"), "{err}");
 }
 
 /// Batches that nothing is balanced over stay finite.

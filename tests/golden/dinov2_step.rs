@@ -90,6 +90,7 @@ fn views(g: &Golden, at: &str, model: &Ssl, temp: f64, device: &Device) -> Falli
         masks: Some(Masks {
             hidden: Some(g.indices(&name("masks"), device)),
             rows: Tensor::from_slice(&rows, [rows.len()], device)?,
+            teacher_rows: None,
             weights: Tensor::from_slice(&weights, [weights.len()], device)?,
         }),
         teacher_temp: Tensor::full([1], temp as f32, device)?,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// Sizes of the runs of self-distillation.
-pub const SMALL_DINOV2: [&str; 16] = [
+pub const SMALL_DINOV2: [&str; 18] = [
     "--image-size",
     "16",
     "--local-size",
@@ -19,6 +19,8 @@ pub const SMALL_DINOV2: [&str; 16] = [
     "48",
     "--head-hidden",
     "32",
+    "--drop-path",
+    "0.3",
     "--lr",
     "1e-3",
     "--log-every",

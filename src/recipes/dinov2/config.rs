@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::block::swiglu_hidden;
 use super::model::{LossSettings, Targets};
-use super::preset::Preset;
+use super::preset::{Preset, Usual};
 use super::schedule::{Curve, Schedules, scaled_lr};
 use super::{FfnKind, HeadSizes, Sizes, Start};
 use crate::data::block_masking::BlockMasking;
@@ -18,7 +18,8 @@ use crate::{Error, Result};
 
 /// Everything a run depends on: the flags of `ocellus pretrain dinov2` and `distill`, and the contents of config.toml.
 ///
-/// Defaults are the official ones (`dinov2/configs/ssl_default_config.yaml`), times counted in shares of the run.
+/// Defaults are the official ones (`ssl_default_config.yaml`, for large and giant `vitl14.yaml` and `vitg14.yaml`), times counted
+/// in shares of the run, but for these: Sinkhorn-Knopp and a head for patches of its own for all presets.
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 pub struct Config {
     /// Folder of images: JPEG, PNG, WebP, with or without class folders
@@ -51,12 +52,15 @@ pub struct Config {
     /// Width of the heads' bottleneck [default: the preset's]
     #[arg(long)]
     pub bottleneck: Option<usize>,
+    /// That of the head for patches [default: 256 for large and giant, else bottleneck]
+    #[arg(long)]
+    pub ibot_bottleneck: Option<usize>,
     /// Hidden units of the heads [default: the preset's]
     #[arg(long)]
     pub head_hidden: Option<usize>,
-    /// Linear layers of the heads before the prototypes
-    #[arg(long, default_value_t = 3)]
-    pub head_layers: usize,
+    /// Linear layers of the heads before the prototypes [default: 3]
+    #[arg(long)]
+    pub head_layers: Option<usize>,
     /// One head for class tokens and patches instead of one for each
     #[arg(long)]
     pub shared_head: bool,
@@ -81,7 +85,8 @@ pub struct Config {
     /// Largest share of hidden patches
     #[arg(long, default_value_t = 0.5)]
     pub mask_max: f64,
-    /// Share of the sequences that each branch of a block leaves out [default: 0.3; 0 in distillation]
+    /// Share of the sequences that each branch of a block leaves out [default: 0.3; 0.4 for large and giant; 0 for micro and in
+    /// distillation]
     #[arg(long)]
     pub drop_path: Option<f64>,
     /// First value of LayerScale [default: 1e-5; 1 for micro and tiny, whose short runs would spend their time on leaving 0]
@@ -93,14 +98,14 @@ pub struct Config {
     /// Passes over the data
     #[arg(long, default_value_t = 100)]
     pub epochs: u64,
-    /// Share of the run in which the learning rate rises
-    #[arg(long, default_value_t = 0.1)]
-    pub warmup: f64,
+    /// Share of the run in which the learning rate rises [default: 0.1; 0.16 for large and giant]
+    #[arg(long)]
+    pub warmup: Option<f64>,
     /// Images per update
     #[arg(long, default_value_t = 64)]
     pub batch_size: usize,
-    /// Learning rate for 1024 images; the rate used is base-lr x sqrt(batch-size / 1024) [default: 4e-3; in
-    /// distillation that of 1e-3 for 2048 images]
+    /// Learning rate for 1024 images; the rate used is base-lr x sqrt(batch-size / 1024) [default: 4e-3; 2e-4 for large and
+    /// giant; in distillation that of 1e-3 for 2048 images]
     #[arg(long)]
     pub base_lr: Option<f64>,
     /// Learning rate itself, instead of base-lr
@@ -112,36 +117,36 @@ pub struct Config {
     /// Decoupled weight decay at the start; biases, norms and layer scales have none
     #[arg(long, default_value_t = 0.04)]
     pub weight_decay: f64,
-    /// Weight decay at the end
-    #[arg(long, default_value_t = 0.4)]
-    pub weight_decay_end: f64,
-    /// Factor of the learning rate from one block to the one before it
-    #[arg(long, default_value_t = 0.9)]
-    pub layer_decay: f64,
-    /// Factor of the patch embedding's learning rate
-    #[arg(long, default_value_t = 0.2)]
-    pub patch_embed_lr: f64,
+    /// Weight decay at the end [default: 0.4; 0.2 for large and giant, 0.04 for micro]
+    #[arg(long)]
+    pub weight_decay_end: Option<f64>,
+    /// Factor of the learning rate from one block to the one before it [default: 0.9; 1 for large, giant and micro]
+    #[arg(long)]
+    pub layer_decay: Option<f64>,
+    /// Factor of the patch embedding's learning rate [default: 0.2; 1 for micro]
+    #[arg(long)]
+    pub patch_embed_lr: Option<f64>,
     /// Largest gradient norm of backbone and heads, each on its own; inf for no limit
     #[arg(long, default_value_t = 3.0)]
     pub clip_grad: f64,
-    /// Share of the teacher that stays in an update, at the start; it ends at 1
-    #[arg(long, default_value_t = 0.992)]
-    pub momentum: f64,
+    /// Share of the teacher that stays in an update, at the start; it ends at 1 [default: 0.992; 0.994 for large and giant]
+    #[arg(long)]
+    pub momentum: Option<f64>,
     /// Temperature of the teacher at the start
     #[arg(long, default_value_t = 0.04)]
     pub teacher_temp_start: f64,
     /// Temperature of the teacher after its warm-up
     #[arg(long, default_value_t = 0.07)]
     pub teacher_temp: f64,
-    /// Share of the run in which the teacher's temperature rises
-    #[arg(long, default_value_t = 0.3)]
-    pub teacher_temp_warmup: f64,
+    /// Share of the run in which the teacher's temperature rises [default: 0.3; 0.06 for large and giant]
+    #[arg(long)]
+    pub teacher_temp_warmup: Option<f64>,
     /// Temperature of the student
     #[arg(long, default_value_t = 0.1)]
     pub student_temp: f64,
-    /// Share of the run in which the prototypes rest
-    #[arg(long, default_value_t = 0.01)]
-    pub freeze_last_layer: f64,
+    /// Share of the run in which the prototypes rest [default: 0.01; 0.002 for large and giant]
+    #[arg(long)]
+    pub freeze_last_layer: Option<f64>,
     /// Smallest share of the image's area in a global crop
     #[arg(long, default_value_t = 0.32)]
     pub global_min: f64,
@@ -161,8 +166,9 @@ pub struct Config {
     /// small images
     #[arg(long, value_enum, default_value_t = BlurCompat::Official)]
     pub blur: BlurCompat,
-    /// Start from a run of this recipe, heads and all (for a phase at a higher resolution), or from the backbone in official
-    /// or Hugging Face weights
+    /// Start from a run of this recipe or upstream's teacher checkpoint, heads and all (for a phase at a higher resolution), or
+    /// from a backbone in official or Hugging Face weights. Width, depth, feed-forward kind, registers and patch size are those of
+    /// the weights
     #[arg(long)]
     pub init: Option<PathBuf>,
     /// Updates in a row that a loss or gradient that is not finite may cost before the run ends
@@ -227,13 +233,18 @@ impl Config {
     /// Sizes of the head for class tokens and, if it is another, that for patches.
     pub fn heads(&self) -> (HeadSizes, Option<HeadSizes>) {
         let [hidden, bottleneck, prototypes] = self.preset.head;
+        let (bottleneck, layers) = (self.bottleneck.unwrap_or(bottleneck), self.head_layers.unwrap_or(3));
         let head = HeadSizes {
-            hidden: self.head_hidden.unwrap_or(hidden),
-            bottleneck: self.bottleneck.unwrap_or(bottleneck),
+            // A single layer has no hidden units: what stands there is what sizes read from weights have.
+            hidden: if layers == 1 { bottleneck } else { self.head_hidden.unwrap_or(hidden) },
+            bottleneck,
             prototypes: self.prototypes.unwrap_or(prototypes),
-            layers: self.head_layers,
+            layers,
         };
-        (head, (!self.shared_head && self.ibot_weight > 0.0).then_some(head))
+        let usual = self.preset.usual().ibot_bottleneck.filter(|_| self.bottleneck.is_none());
+        let bottleneck = self.ibot_bottleneck.or(usual).unwrap_or(bottleneck);
+        let patches = HeadSizes { bottleneck, hidden: if layers == 1 { bottleneck } else { head.hidden }, ..head };
+        (head, (!self.shared_head && self.ibot_weight > 0.0).then_some(patches))
     }
 
     /// What the loss is made of.
@@ -254,7 +265,7 @@ impl Config {
 
     /// Rate of stochastic depth.
     pub fn drop_path(&self) -> f64 {
-        self.drop_path.unwrap_or(if self.teacher.is_some() { 0.0 } else { 0.3 })
+        self.drop_path.unwrap_or(if self.teacher.is_some() { 0.0 } else { self.preset.usual().drop_path })
     }
 
     /// Values that the student starts with.
@@ -265,7 +276,7 @@ impl Config {
 
     /// The learning rate used.
     pub fn learning_rate(&self) -> f64 {
-        let base = if self.teacher.is_some() { DISTILL_LR * 2f64.sqrt().recip() } else { 4e-3 };
+        let base = if self.teacher.is_some() { DISTILL_LR * 2f64.sqrt().recip() } else { self.preset.usual().base_lr };
         self.lr.unwrap_or_else(|| scaled_lr(self.base_lr.unwrap_or(base), self.batch_size))
     }
 
@@ -293,16 +304,31 @@ impl Config {
         BlockMasking::new([sizes.image_size; 2], sizes.patch_size)
     }
 
+    /// The preset's values where none are set.
+    fn usual(&self) -> Usual {
+        let usual = self.preset.usual();
+        Usual {
+            warmup: self.warmup.unwrap_or(usual.warmup),
+            layer_decay: self.layer_decay.unwrap_or(usual.layer_decay),
+            patch_embed_lr: self.patch_embed_lr.unwrap_or(usual.patch_embed_lr),
+            weight_decay_end: self.weight_decay_end.unwrap_or(usual.weight_decay_end),
+            momentum: self.momentum.unwrap_or(usual.momentum),
+            teacher_temp_warmup: self.teacher_temp_warmup.unwrap_or(usual.teacher_temp_warmup),
+            freeze_last_layer: self.freeze_last_layer.unwrap_or(usual.freeze_last_layer),
+            ..usual
+        }
+    }
+
     /// The schedules of a run of so many updates.
     pub fn schedules(&self, total: u64) -> Schedules {
         let share = |part: f64| (part * total as f64).round() as u64;
-        let lr = self.learning_rate();
+        let (lr, usual) = (self.learning_rate(), self.usual());
         Schedules {
-            lr: Curve { start: 0.0, base: lr, end: self.min_lr, warmup: share(self.warmup), total },
-            weight_decay: Curve::cosine(self.weight_decay, self.weight_decay_end, total),
-            momentum: Curve::cosine(self.momentum, 1.0, total),
-            teacher_temp: Curve::line(self.teacher_temp_start, self.teacher_temp, share(self.teacher_temp_warmup)),
-            freeze_last_layer: share(self.freeze_last_layer),
+            lr: Curve { start: 0.0, base: lr, end: self.min_lr, warmup: share(usual.warmup), total },
+            weight_decay: Curve::cosine(self.weight_decay, usual.weight_decay_end, total),
+            momentum: Curve::cosine(usual.momentum, 1.0, total),
+            teacher_temp: Curve::line(self.teacher_temp_start, self.teacher_temp, share(usual.teacher_temp_warmup)),
+            freeze_last_layer: share(usual.freeze_last_layer),
         }
     }
 
@@ -313,7 +339,8 @@ impl Config {
 
     /// Factors of the parameters; the schedule's decay multiplies a weight decay of 1.
     pub fn rules(&self, depth: usize) -> Rules {
-        let mut rules = Rules::self_supervised(1.0, self.layer_decay, depth, self.patch_embed_lr);
+        let usual = self.usual();
+        let mut rules = Rules::self_supervised(1.0, usual.layer_decay, depth, usual.patch_embed_lr);
         if self.teacher.is_some() {
             rules.average = Some(("student.", "average."));
         }
@@ -325,7 +352,7 @@ impl Config {
     /// # Errors
     /// The first that it meets.
     pub fn check(&self) -> Result<()> {
-        let (head, _) = self.heads();
+        let ((head, patches), usual) = (self.heads(), self.usual());
         check_positive(&[
             ("epochs", self.epochs),
             ("batch_size", self.batch_size as u64),
@@ -334,6 +361,7 @@ impl Config {
             ("head_hidden", head.hidden as u64),
             ("head_layers", head.layers as u64),
             ("bottleneck", head.bottleneck as u64),
+            ("ibot_bottleneck", patches.map_or(1, |head| head.bottleneck as u64)),
             ("prototypes", head.prototypes as u64),
         ])?;
         let tiny = 1e-6;
@@ -347,26 +375,32 @@ impl Config {
             ("drop_path", self.drop_path(), 0.0..=0.999),
             ("layer_scale", f64::from(self.start().gamma), 0.0..=1e3),
             ("weight_std", self.weight_std.unwrap_or(tiny), tiny..=1e3),
-            ("warmup", self.warmup, 0.0..=1.0),
+            ("warmup", usual.warmup, 0.0..=1.0),
             ("lr", self.learning_rate(), 0.0..=1e3),
             ("min_lr", self.min_lr, 0.0..=1e3),
             ("weight_decay", self.weight_decay, 0.0..=1e3),
-            ("weight_decay_end", self.weight_decay_end, 0.0..=1e3),
-            ("layer_decay", self.layer_decay, tiny..=1.0),
-            ("patch_embed_lr", self.patch_embed_lr, 0.0..=1e3),
+            ("weight_decay_end", usual.weight_decay_end, 0.0..=1e3),
+            ("layer_decay", usual.layer_decay, tiny..=1.0),
+            ("patch_embed_lr", usual.patch_embed_lr, 0.0..=1e3),
             ("clip_grad", self.clip_grad, 1e-12..=f64::INFINITY),
-            ("momentum", self.momentum, 0.0..=1.0),
+            ("momentum", usual.momentum, 0.0..=1.0),
             ("teacher_temp_start", self.teacher_temp_start, 1e-3..=1e3),
             ("teacher_temp", self.teacher_temp, 1e-3..=1e3),
-            ("teacher_temp_warmup", self.teacher_temp_warmup, 0.0..=1.0),
+            ("teacher_temp_warmup", usual.teacher_temp_warmup, 0.0..=1.0),
             ("student_temp", self.student_temp, 1e-3..=1e3),
-            ("freeze_last_layer", self.freeze_last_layer, 0.0..=1.0),
+            ("freeze_last_layer", usual.freeze_last_layer, 0.0..=1.0),
             ("mirror", self.mirror, 0.0..=1.0),
             ("jitter", self.jitter, 0.0..=1.0),
             ("solarize", self.solarize, 0.0..=1.0),
             ("global_min", self.global_min, 1e-3..=1.0),
             ("local_min", self.local_min, 1e-4..=self.global_min),
         ])?;
+        if self.teacher.is_some() {
+            let given = [("prototypes", self.prototypes.is_some()), ("shared_head", self.shared_head)];
+            if let Some((key, _)) = given.iter().find(|(_, given)| *given) {
+                return Err(Error::config(*key, "given", "not given: the student has the teacher's"));
+            }
+        }
         if self.dino_weight == 0.0 {
             return Err(Error::config("dino_weight", 0, "above 0: the class token's head would get no gradient"));
         }
@@ -389,18 +423,20 @@ impl Config {
         Ok(())
     }
 
-    /// What does not suit a data set of so many images: said at the start, not found out after days.
-    pub fn advice(&self, images: usize) -> Vec<String> {
-        let (prototypes, batch) = (self.heads().0.prototypes, self.batch_size);
+    /// What does not suit a data set of so many images: said at the start, not found out after days. `prototypes`: of the
+    /// student's head.
+    pub fn advice(&self, images: usize, prototypes: usize) -> Vec<String> {
+        let batch = self.batch_size;
         let mut all = vec![];
-        if prototypes > images {
+        // In distillation they are the teacher's.
+        if self.teacher.is_none() && prototypes > images {
             all.push(format!(
                 "{prototypes} prototypes for {images} images: most can never stand for one; try --prototypes {}",
                 (images / 8).next_power_of_two().max(64)
             ));
         }
         // Official runs have 16 to 21 prototypes for each class token of a global batch.
-        if self.targets == Targets::Sinkhorn && prototypes > 64 * 2 * batch {
+        if self.teacher.is_none() && self.targets == Targets::Sinkhorn && prototypes > 64 * 2 * batch {
             all.push(format!(
                 "{prototypes} prototypes for {} class tokens a batch: Sinkhorn-Knopp gives each an even share of the batch, \
                  so targets are spread over {} prototypes each; try --prototypes {} or a larger batch",

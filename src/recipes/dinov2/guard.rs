@@ -147,8 +147,8 @@ impl Guard {
             return Ok(());
         }
         Err(Error::Training(format!(
-            "step {step}: the run has collapsed: {seen}, in {} looks in a row. {hint}. The newest checkpoint is from before \
-             the first of them",
+            "step {step}: the run has collapsed: {seen}, in {} looks in a row. {hint}. No checkpoint \
+             has been written since the first of them",
             self.bad
         )))
     }

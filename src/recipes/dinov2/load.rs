@@ -123,19 +123,19 @@ fn below(dict: &StateDict, prefix: &str) -> Result<StateDict> {
     Ok(out)
 }
 
-/// The backbone alone of a network's parameters.
+/// The parameters of some parts of a network.
 ///
 /// # Errors
 /// None: names stay different.
-pub fn backbone_of(dict: &StateDict) -> Result<StateDict> {
+pub fn parts_of(dict: &StateDict, parts: &[&str]) -> Result<StateDict> {
     let mut out = StateDict::of(&dict.origin, dict.metadata.clone());
-    for (name, tensor) in dict.iter().filter(|(name, _)| name.starts_with("backbone.")) {
+    for (name, tensor) in dict.iter().filter(|(name, _)| parts.iter().any(|part| name.starts_with(part))) {
         out.insert(name, tensor.clone())?;
     }
     Ok(out)
 }
 
-/// A network with its heads, of a run of this recipe: what it would be evaluated by.
+/// A network, of a run of this recipe what it would be evaluated by.
 pub struct Weights {
     /// Under upstream's names, `backbone.*`, `dino_head.*`, `ibot_head.*`; of files without heads the backbone alone.
     pub dict: StateDict,
@@ -161,6 +161,7 @@ pub fn weights(path: &Path) -> Result<Weights> {
         let dict = if state { below(&raw, prefix)? } else { raw };
         return Ok(Weights { dict, sizes: network.backbone.clone(), network: Some(network) });
     }
+    // Upstream's teacher checkpoints have heads, under the names that they have here.
     let backbone = dinov2::to_upstream(&raw)?;
     let folder = if path.is_dir() { path.join("config.json") } else { path.with_file_name("config.json") };
     let hub = dinov2::is_hf(&raw) && folder.is_file();
@@ -173,7 +174,32 @@ pub fn weights(path: &Path) -> Result<Weights> {
     for (name, tensor) in backbone.iter() {
         dict.insert(format!("backbone.{name}"), tensor.clone())?;
     }
-    Ok(Weights { dict, sizes, network: None })
+    for (name, tensor) in raw.iter().map(|(name, t)| (dinov2::plain(name), t)) {
+        if ["dino_head.", "ibot_head."].iter().any(|head| name.starts_with(head)) {
+            dict.insert(name, tensor.clone())?;
+        }
+    }
+    let head = |name: &str| head_from_shapes(&dict, name);
+    let network = head("dino_head").map(|dino_head| NetworkSizes {
+        backbone: sizes.clone(),
+        dino_head,
+        ibot_head: head("ibot_head"),
+    });
+    Ok(Weights { dict, sizes, network })
+}
+
+/// Sizes of a head from the shapes of its tensors; `None` where the weights lack it.
+fn head_from_shapes(dict: &StateDict, head: &str) -> Option<HeadSizes> {
+    let rows_and_columns = |name: &str| {
+        let shape = dict.get(&format!("{head}.{name}"))?.shape();
+        Some((*shape.first()?, *shape.get(1)?))
+    };
+    let (prototypes, bottleneck) = rows_and_columns("last_layer.weight_v")?;
+    if rows_and_columns("mlp.weight").is_some() {
+        return Some(HeadSizes { hidden: bottleneck, bottleneck, prototypes, layers: 1 });
+    }
+    let layers = (0..).take_while(|i| rows_and_columns(&format!("mlp.{}.weight", 2 * i)).is_some()).count();
+    Some(HeadSizes { hidden: rows_and_columns("mlp.0.weight")?.0, bottleneck, prototypes, layers })
 }
 
 /// Sizes in a config.json; hidden units are those of the weights.

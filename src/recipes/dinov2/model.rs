@@ -109,8 +109,11 @@ pub struct Views {
 pub struct Masks {
     /// `[2 B, N]` i32: not 0 where hidden from the student; none hides nothing and predicts all the same.
     pub hidden: Option<Tensor>,
-    /// `[R]` i32: rows of the predicted patches among the tokens, see [`Layout::patch_row`](super::Layout::patch_row).
+    /// `[R]` i32: rows of the predicted patches among the student's tokens, see
+    /// [`Layout::patch_row`](super::Layout::patch_row).
     pub rows: Tensor,
+    /// The same among the teacher's, where it has another number of registers.
+    pub teacher_rows: Option<Tensor>,
     /// `[R]` f32.
     pub weights: Tensor,
 }
@@ -275,7 +278,8 @@ impl Ssl {
             head.teacher(teacher.backbone.norm.forward(&plain, &x)?.value())
         };
         let class_logits = logits(&teacher.dino_head, layout.class_ids(0))?;
-        let patch_logits = views.masks.as_ref().map(|m| logits(teacher.patch_head(), &m.rows)).transpose()?;
+        let theirs = |m: &Masks| m.teacher_rows.clone().unwrap_or_else(|| m.rows.clone());
+        let patch_logits = views.masks.as_ref().map(|m| logits(teacher.patch_head(), &theirs(m))).transpose()?;
         drop(tokens);
         let classes = self.targets(0, &class_logits, &views.teacher_temp)?;
         let patches = patch_logits.map(|z| self.targets(1, &z, &views.teacher_temp)).transpose()?;

@@ -31,7 +31,7 @@ const PRESETS: [Preset; 6] = [
         patch: 4,
         sizes: [96, 6, 3],
         ffn: FfnKind::Mlp,
-        head: [256, 64, 512],
+        head: [256, 64, 256],
     },
     Preset {
         name: "tiny",
@@ -80,7 +80,64 @@ const PRESETS: [Preset; 6] = [
     },
 ];
 
+/// What a preset sets unless it is set: shares of the run, factors, rates.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Usual {
+    pub(super) base_lr: f64,
+    pub(super) warmup: f64,
+    pub(super) layer_decay: f64,
+    pub(super) patch_embed_lr: f64,
+    pub(super) drop_path: f64,
+    pub(super) weight_decay_end: f64,
+    pub(super) momentum: f64,
+    pub(super) teacher_temp_warmup: f64,
+    pub(super) freeze_last_layer: f64,
+    /// The bottleneck of the head for patches, if it is another.
+    pub(super) ibot_bottleneck: Option<usize>,
+}
+
+impl Usual {
+    /// `ssl_default_config.yaml`: 100 epochs.
+    const SHORT: Self = Self {
+        base_lr: 4e-3,
+        warmup: 0.1,
+        layer_decay: 0.9,
+        patch_embed_lr: 0.2,
+        drop_path: 0.3,
+        weight_decay_end: 0.4,
+        momentum: 0.992,
+        teacher_temp_warmup: 0.3,
+        freeze_last_layer: 0.01,
+        ibot_bottleneck: None,
+    };
+    /// `vitl14.yaml` and `vitg14.yaml`: 500 epochs.
+    const LONG: Self = Self {
+        base_lr: 2e-4,
+        warmup: 0.16,
+        layer_decay: 1.0,
+        drop_path: 0.4,
+        weight_decay_end: 0.2,
+        momentum: 0.994,
+        teacher_temp_warmup: 0.06,
+        freeze_last_layer: 0.002,
+        ibot_bottleneck: Some(256),
+        ..Self::SHORT
+    };
+    /// Runs of some hundred updates: all layers learn at once, nothing is left out.
+    const MICRO: Self =
+        Self { layer_decay: 1.0, patch_embed_lr: 1.0, drop_path: 0.0, weight_decay_end: 0.04, ..Self::SHORT };
+}
+
 impl Preset {
+    /// What it sets unless it is set.
+    pub fn usual(&self) -> Usual {
+        match self.name {
+            "micro" => Usual::MICRO,
+            "large" | "giant" => Usual::LONG,
+            _ => Usual::SHORT,
+        }
+    }
+
     /// Whether it is one of those for small machines, whose runs are short.
     pub fn is_small(&self) -> bool {
         ["micro", "tiny"].contains(&self.name)

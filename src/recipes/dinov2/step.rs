@@ -3,7 +3,7 @@
 use super::block::{Drops, Kept};
 use super::guard::{Guard, Health};
 use super::model::{Found, GLOBALS, Masks, Ssl, Views};
-use super::{Config, Schedules, load};
+use super::{Config, Layout, Schedules, load};
 use crate::checkpoint::StateDict;
 use crate::data::{Batch, Purpose, Stream};
 use crate::nn::Module;
@@ -32,7 +32,6 @@ pub struct Pretrain {
 /// A batch's views.
 pub struct PretrainInputs {
     views: Views,
-    step: u64,
 }
 
 impl Inputs for PretrainInputs {
@@ -40,8 +39,8 @@ impl Inputs for PretrainInputs {
         let Views { global, local, masks, teacher_temp, drops } = &mut self.views;
         let mut all = vec![global, teacher_temp];
         all.extend(local.as_mut());
-        if let Some(Masks { hidden, rows, weights }) = masks {
-            all.extend(hidden.as_mut());
+        if let Some(Masks { hidden, rows, teacher_rows, weights }) = masks {
+            all.extend(hidden.as_mut().into_iter().chain(teacher_rows));
             all.extend([rows, weights]);
         }
         for Drops { attn, ffn } in drops {
@@ -97,25 +96,30 @@ impl Pretrain {
         if self.config.ibot_weight == 0.0 {
             return Ok(None);
         }
-        let layout = self.model.student.backbone.layout(shapes)?;
+        let Ssl { student, teacher, .. } = &self.model;
+        let layout = student.backbone.layout(shapes)?;
         let (crops, len) = (layout.lists[0], layout.patches(0));
-        let rows = |at: &mut dyn Iterator<Item = usize>| -> Result<Tensor> {
-            let rows: Vec<i32> = at.map(|flat| layout.patch_row(0, flat)).collect();
+        let among = |layout: &Layout, at: &[usize]| -> Result<Tensor> {
+            let rows: Vec<i32> = at.iter().map(|&flat| layout.patch_row(0, flat)).collect();
             Tensor::from_slice(&rows, [rows.len()], device)
         };
+        let others = student.backbone.sizes.registers != teacher.backbone.sizes.registers;
+        let theirs = others.then(|| teacher.backbone.layout(&shapes[..1])).transpose()?;
+        let masks = |hidden: Option<Tensor>, at: &[usize], weights: Tensor| {
+            let teacher_rows = theirs.as_ref().map(|layout| among(layout, at)).transpose()?;
+            Ok(Some(Masks { hidden, rows: among(&layout, at)?, teacher_rows, weights }))
+        };
         if !self.config.masks() {
-            let weights = Tensor::full([crops * len], 1.0 / len as f32, device)?;
-            return Ok(Some(Masks { hidden: None, rows: rows(&mut (0..crops * len))?, weights }));
+            let all: Vec<usize> = (0..crops * len).collect();
+            return masks(None, &all, Tensor::full([crops * len], 1.0 / len as f32, device)?);
         }
         let mut rng = Stream::new(self.config.seed, Purpose::BLOCKS, epoch, step_in_epoch);
         let Config { mask_probability, mask_min, mask_max, .. } = self.config;
-        let masks = self.config.masking()?.batch(crops, mask_probability, (mask_min, mask_max), &mut rng)?;
-        let hidden: Vec<i32> = masks.masks.iter().map(|&m| i32::from(m)).collect();
-        Ok(Some(Masks {
-            hidden: Some(Tensor::from_slice(&hidden, [crops, len], device)?),
-            rows: rows(&mut masks.mask_indices.iter().map(|&i| i as usize))?,
-            weights: Tensor::from_slice(&masks.masks_weight, [masks.masks_weight.len()], device)?,
-        }))
+        let drawn = self.config.masking()?.batch(crops, mask_probability, (mask_min, mask_max), &mut rng)?;
+        let hidden: Vec<i32> = drawn.masks.iter().map(|&m| i32::from(m)).collect();
+        let at: Vec<usize> = drawn.mask_indices.iter().map(|&i| i as usize).collect();
+        let weights = Tensor::from_slice(&drawn.masks_weight, [drawn.masks_weight.len()], device)?;
+        masks(Some(Tensor::from_slice(&hidden, [crops, len], device)?), &at, weights)
     }
 }
 
@@ -167,7 +171,8 @@ impl Task for Pretrain {
             teacher_temp: Tensor::full([1], self.schedules.teacher_temp.at(step) as f32, &device)?,
             drops: self.drops(epoch, at, &shapes)?,
         };
-        Ok(PretrainInputs { views, step })
+        self.step = step + 1; // not where the loss is computed: that may be recorded and run again
+        Ok(PretrainInputs { views })
     }
 
     fn micro_step(&mut self, inputs: &PretrainInputs, scale: f64, grads: &mut Grads) -> Result<recipes::Found> {
@@ -175,7 +180,7 @@ impl Task for Pretrain {
         let tape = Tape::new();
         let (loss, found) = self.model.loss(&tape, &inputs.views, Some(&self.norm), false)?;
         tape.backward_scaled(&loss, scale, grads)?;
-        (self.last, self.step) = (Some(found), inputs.step + 1);
+        self.last = Some(found);
         Ok(loss.value().clone().into())
     }
 

@@ -66,6 +66,12 @@ fn views(images: usize, locals: usize, equal: bool, dtype: DType, model: &Ssl) -
     let mut hidden = vec![0i32; 2 * images * 9];
     flat.iter().for_each(|&i| hidden[i] = 1);
     let rows: Vec<i32> = flat.iter().map(|&i| layout.patch_row(0, i)).collect();
+    let theirs = &model.teacher.backbone;
+    let teacher_rows = (theirs.sizes.registers != model.student.backbone.sizes.registers).then(|| {
+        let layout = theirs.layout(&shapes[..1]).unwrap();
+        let rows: Vec<i32> = flat.iter().map(|&i| layout.patch_row(0, i)).collect();
+        Tensor::from_slice(&rows, [rows.len()], &Device::Cpu).unwrap()
+    });
     let kept = |shift: usize| {
         let lists: Vec<Vec<usize>> =
             layout.lists.iter().map(|&n| (0..Kept::count(n, 0.4)).map(|i| (i + shift) % n).collect()).collect();
@@ -79,6 +85,7 @@ fn views(images: usize, locals: usize, equal: bool, dtype: DType, model: &Ssl) -
         masks: Some(Masks {
             hidden: Some(Tensor::from_slice(&hidden, [2 * images, 9], &Device::Cpu).unwrap()),
             rows: Tensor::from_slice(&rows, [rows.len()], &Device::Cpu).unwrap(),
+            teacher_rows,
             weights: f(&vec![1.0; rows.len()]),
         }),
         teacher_temp: f(&[0.3]),
@@ -163,6 +170,23 @@ fn the_teacher_gets_no_gradient() {
     let (_, _, grads) = run(&mut model, &views).unwrap();
     assert!(model.teacher.params().iter().all(|p| !p.trainable && grads.get(p).is_none()));
     grads.check_complete(model.student.params()).unwrap();
+}
+
+/// Registers stand between class token and patches: a teacher with another number of them has its patches in other rows.
+#[test]
+fn a_teacher_may_have_other_registers() {
+    let logits = |registers: usize| {
+        let settings = LossSettings::default();
+        let (student, teacher) =
+            (shaken(&sizes(registers), DType::F32, "student"), shaken(&sizes(2), DType::F32, "teacher"));
+        let mut model = Ssl::new(student, teacher, None, settings).unwrap();
+        let views = views(2, 1, false, DType::F32, &model);
+        assert_eq!(views.masks.as_ref().unwrap().teacher_rows.is_some(), registers != 2);
+        let (_, found, _) = run(&mut model, &views).unwrap();
+        found.patches.unwrap().logits().to_vec::<f32>().unwrap()
+    };
+    assert_eq!(logits(0), logits(2));
+    assert_eq!(logits(3), logits(2));
 }
 
 #[test]
