@@ -186,10 +186,14 @@ impl Linear {
                 ([&others[..], &[("no_augment", self.no_augment)]].concat(), "mae")
             }
             Protocol::Dinov2 => {
-                let others = [("optimizer", probe.optimizer.is_some()), ("blr", probe.blr.is_some())];
-                let rest =
-                    [("warmup_epochs", probe.warmup_epochs.is_some()), ("weight_decay", probe.weight_decay.is_some())];
-                ([others, rest].concat(), "dinov2")
+                let others = vec![
+                    ("optimizer", probe.optimizer.is_some()),
+                    ("blr", probe.blr.is_some()),
+                    ("warmup_epochs", probe.warmup_epochs.is_some()),
+                    ("weight_decay", probe.weight_decay.is_some()),
+                    ("pool", probe.pool.is_some()),
+                ];
+                (others, "dinov2")
             }
         };
         match others.iter().find(|(_, given)| *given) {
@@ -198,15 +202,15 @@ impl Linear {
         }
     }
 
-    /// The sweep on an encoder of `depth` blocks and this many training images.
-    fn sweep(&self, depth: usize, images: usize) -> Sweep {
+    /// The sweep on an encoder of `depth` blocks.
+    fn sweep(&self, depth: usize) -> Sweep {
         let mut blocks = if self.blocks.is_empty() { vec![1, 4.min(depth)] } else { self.blocks.clone() };
         blocks.dedup();
         Sweep {
             rates: if self.rates.is_empty() { sweep::RATES.to_vec() } else { self.rates.clone() },
             blocks,
             epochs: self.probe.epochs,
-            batch: self.probe.batch_size.unwrap_or(128.min(images)),
+            batch: self.probe.batch_size,
             augment: !self.no_augment,
             seed: self.probe.seed,
             strict: self.probe.strict,
@@ -226,12 +230,13 @@ pub fn linear(flags: &Linear, machine: &Machine) -> Result<()> {
 /// Many heads at once.
 fn heads(flags: &Linear, machine: &Machine) -> Result<()> {
     let device = machine.device()?;
-    let Probe { model: path, train, test, pool, out, .. } = &flags.probe;
-    let model = model(path, &device, machine.dtype(&device)?, *pool)?;
+    let Probe { model: path, train, test, out, .. } = &flags.probe;
+    // Heads see class tokens, which only weights that pool by them have a norm for.
+    let model = model(path, &device, machine.dtype(&device)?, Some(Pool::Cls))?;
     let train = Arc::new(Folder::labelled(train)?.with_cache(1 << 30));
     let test = Arc::new(Folder::labelled(test)?);
-    let sweep = flags.sweep(model.depth(), train.len());
-    let mut stages = Stages::new(sweep.batch);
+    let sweep = flags.sweep(model.depth());
+    let mut stages = Stages::new(sweep.batch(train.len()));
     let trained = sweep.run(model.as_ref(), train, test, |what, _, total, loss| stages.step(what, total, loss))?;
     stages.finish();
     if let Some(best) = sweep::best(&trained) {

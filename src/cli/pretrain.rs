@@ -76,6 +76,14 @@ fn interrupted(recipe: &str, out: &Path) -> ExitCode {
     ExitCode::from(130)
 }
 
+/// Names a picture of a run that is there: one that could not be drawn was warned of.
+fn say_picture(out: &Path, name: &str, note: &str) {
+    let path = out.join("pictures").join(name);
+    if path.is_file() {
+        say!("picture: {}{note}", path.display());
+    }
+}
+
 /// Trains or resumes.
 pub fn dinov2(flags: &Dinov2, machine: &Machine) -> Result<ExitCode> {
     self_distil(&flags.resume, &flags.config, None, machine)
@@ -111,7 +119,7 @@ fn self_distil(
     }
     say!("weights: {out}/model.safetensors (Hugging Face), {out}/upstream.safetensors (official names)");
     say!("with heads, to go on from: {out}/{}", dinov2::load::TEACHER);
-    say!("picture: {out}/pictures/features.png");
+    say_picture(&config.out, "features.png", "");
     if let Some(test) = &config.knn {
         let sizes = &task.model.student.backbone.sizes;
         let pretrained = encoder::load(&config.out, &device, dtype, None, None)?;
@@ -192,9 +200,9 @@ pub fn mae(flags: &Mae, machine: &Machine) -> Result<ExitCode> {
     }
     say!("weights: {out}/model.safetensors (Hugging Face), {out}/upstream.safetensors (official names)");
     if task.model.norm_pix_loss {
-        say!("picture: {out}/pictures/reconstruction_denormalised.png ({NOTE})");
+        say_picture(&config.out, "reconstruction_denormalised.png", &format!(" ({NOTE})"));
     } else {
-        say!("picture: {out}/pictures/reconstruction.png");
+        say_picture(&config.out, "reconstruction.png", "");
     }
     if let Some(test) = &config.knn {
         let compared = eval::compare_with_random(&config.out, &config.data, test, &device, dtype, config.seed)?;

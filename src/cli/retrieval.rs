@@ -52,15 +52,28 @@ struct Images {
 impl Images {
     /// The first that is given.
     fn given(&self) -> Option<&'static str> {
-        let all = [
+        first_given(&[
             ("queries", self.queries.is_some()),
             ("database", self.database.is_some()),
             ("ground_truth", self.ground_truth.is_some()),
             ("pool", self.pool.is_some()),
             ("image_size", self.image_size.is_some()),
-        ];
-        all.into_iter().find(|(_, given)| *given).map(|(key, _)| key)
+        ])
     }
+}
+
+impl Flags {
+    /// The first that is given of those for image-text models.
+    fn of_texts(&self) -> Option<&'static str> {
+        let pairs::Columns { caption, image_column, images } = &self.columns;
+        let columns =
+            [("caption", caption.is_some()), ("image_column", image_column.is_some()), ("images", images.is_some())];
+        first_given(&[&self.model.of_texts()[..], &columns].concat())
+    }
+}
+
+fn first_given(flags: &[(&'static str, bool)]) -> Option<&'static str> {
+    flags.iter().find(|(_, given)| *given).map(|(key, _)| *key)
 }
 
 /// By the kind of model.
@@ -78,12 +91,13 @@ pub fn retrieval(flags: &Flags, machine: &Machine) -> Result<()> {
             let cause = "an encoder of images without texts, expected --queries and no pairs";
             Err(Error::checkpoint(model, cause))
         }
-        (None, false) if flags.model.names_tokenizer() => {
-            Err(Error::config("tokenizer", "given", "not given: the model has no texts"))
-        }
-        (None, false) => match &flags.images.queries {
-            Some(queries) => images(model, queries, flags, machine),
-            None => Err(Error::config("queries", "missing", "a folder of images, as the model has no texts")),
+        (None, false) => match (flags.of_texts(), &flags.images.queries) {
+            (Some(key), _) => {
+                let expected = "not given: the model has no texts, only image-text models use it";
+                Err(Error::config(key, "given", expected))
+            }
+            (None, Some(queries)) => images(model, queries, flags, machine),
+            (None, None) => Err(Error::config("queries", "missing", "a folder of images, as the model has no texts")),
         },
     }
 }

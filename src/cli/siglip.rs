@@ -36,9 +36,9 @@ pub struct Inputs {
     /// Tokenizer, .model or tokenizer.json [default: the one beside the weights]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// How images are resized: Pillow's bicubic, or TensorFlow's bilinear as big_vision
-    #[arg(long, value_enum, default_value = "bicubic")]
-    interpolation: Interpolation,
+    /// How images are resized: Pillow's bicubic, or TensorFlow's bilinear as big_vision [default: bicubic]
+    #[arg(long, value_enum)]
+    interpolation: Option<Interpolation>,
 }
 
 /// Flags of `eval zero-shot`.
@@ -107,7 +107,8 @@ impl Inputs {
             return Err(Error::config("batch_size", 0, "at least 1"));
         }
         let Loaded { model, sizes, tokenizer } = loaded;
-        Ok(Embedder { model, sizes, tokenizer, interpolation: self.interpolation, crop: false, batch })
+        let interpolation = self.interpolation.unwrap_or(Interpolation::Bicubic);
+        Ok(Embedder { model, sizes, tokenizer, interpolation, crop: false, batch })
     }
 }
 
@@ -117,9 +118,9 @@ impl Model {
         &self.model
     }
 
-    /// Whether a tokenizer is named, which an encoder of images has no use for.
-    pub fn names_tokenizer(&self) -> bool {
-        self.inputs.tokenizer.is_some()
+    /// What an encoder of images has no use for, and whether it is given.
+    pub fn of_texts(&self) -> [(&'static str, bool); 2] {
+        [("tokenizer", self.inputs.tokenizer.is_some()), ("interpolation", self.inputs.interpolation.is_some())]
     }
 
     /// Images or captions per forward pass.

@@ -31,6 +31,9 @@ pub const RATES: [f64; 13] = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e
 /// Updates of the official sweep.
 pub const UPDATES: u64 = 12_500;
 
+/// Images per update where no number is given.
+const BATCH: usize = 128;
+
 /// Images in a forward pass where nothing is trained.
 const IMAGES: usize = 64;
 
@@ -46,8 +49,8 @@ pub struct Sweep {
     pub blocks: Vec<usize>,
     /// Passes over the training images; `None` for [`UPDATES`] updates.
     pub epochs: Option<u64>,
-    /// Images per update.
-    pub batch: usize,
+    /// Images per update; `None` for 128, at most all.
+    pub batch: Option<usize>,
     /// Random crops and mirrors; without, features are computed once and kept.
     pub augment: bool,
     /// Decides order, crops and initial weights.
@@ -161,7 +164,7 @@ impl Sweep {
                 return Err(Error::config(key, "no number", "at least one"));
             }
         }
-        for (key, given) in [("epochs", self.epochs.unwrap_or(1)), ("batch_size", self.batch as u64)] {
+        for (key, given) in [("epochs", self.epochs.unwrap_or(1)), ("batch_size", self.batch.unwrap_or(BATCH) as u64)] {
             if given == 0 {
                 return Err(Error::config(key, 0, "at least 1"));
             }
@@ -187,14 +190,15 @@ impl Sweep {
         let layout = Layout { layers, dim: model.dim(), classes, device: model.device() };
         let mut heads = self.heads(&layout)?;
         if self.augment {
+            let batch = self.batch(train.len());
             let options = Options {
                 unreadable: if self.strict { Unreadable::Fail } else { Unreadable::Replace },
-                ..Options::training(self.batch, self.seed)
+                ..Options::training(batch, self.seed)
             };
             let size = model.image_size();
             let mut loader = Loader::new(train, transforms::pretrain(size, CropRange::SUPERVISED)?, options)?;
             let total = self.updates(loader.steps_per_epoch());
-            self.train(&layout, &mut heads, total, &mut each, |_| match loader.next() {
+            self.train(&layout, &mut heads, batch, total, &mut each, |_| match loader.next() {
                 Some(batch) => {
                     let batch = batch?;
                     let shape = [batch.labels.len(), 3, size[0], size[1]];
@@ -206,8 +210,9 @@ impl Sweep {
         } else {
             let (rows, labels) =
                 summaries(model, train, &layout, self.strict, |done, all| each("features", done, all, None))?;
-            let mut order = Order::new(labels.len(), self.batch, self.seed)?;
-            self.train(&layout, &mut heads, self.updates(order.steps()), &mut each, |step| {
+            let batch = self.batch(labels.len()); // unreadable images may have left fewer than the folder has files
+            let mut order = Order::new(labels.len(), batch, self.seed)?;
+            self.train(&layout, &mut heads, batch, self.updates(order.steps()), &mut each, |step| {
                 let chosen = order.at(step);
                 let row = |&i: &usize| &rows[i * layout.row()..(i + 1) * layout.row()];
                 let summaries = chosen.iter().flat_map(row).copied().collect();
@@ -220,6 +225,11 @@ impl Sweep {
             trained.extend(self.score(&layout, heads, &rows, &labels)?);
         }
         Ok(trained)
+    }
+
+    /// Images per update, of so many training images.
+    pub fn batch(&self, images: usize) -> usize {
+        self.batch.unwrap_or(BATCH.min(images))
     }
 
     fn updates(&self, per_epoch: u64) -> u64 {
@@ -239,11 +249,12 @@ impl Sweep {
         Ok(heads)
     }
 
-    /// `total` updates on what `next` gives for each step: summaries and labels of a batch.
+    /// `total` updates on what `next` gives for each step: summaries and labels of `batch` images.
     fn train(
         &self,
         layout: &Layout<'_>,
         heads: &mut Vec<Heads>,
+        batch: usize,
         total: u64,
         each: &mut impl FnMut(&'static str, u64, u64, Option<f64>),
         mut next: impl FnMut(u64) -> Result<(Vec<f32>, Vec<i32>)>,
@@ -251,8 +262,7 @@ impl Sweep {
         let largest = self.rates.iter().copied().fold(0.0, f64::max);
         let factors: Vec<f32> = self.rates.iter().map(|rate| (rate / largest) as f32).collect();
         let weight: f64 = factors.iter().map(|f| f64::from(*f)).sum();
-        let cosine =
-            Cosine { lr: scaled_lr(largest, self.batch), min_lr: 0.0, warmup_epochs: 0.0, epochs: total as f64 };
+        let cosine = Cosine { lr: scaled_lr(largest, batch), min_lr: 0.0, warmup_epochs: 0.0, epochs: total as f64 };
         let hyper = lars::Hyper { momentum: 0.9, trust: None };
         let (mut sgd, mut grads) = (Lars::new(hyper, Rules::pretraining(0.0)), Grads::new());
         for step in 0..total {
@@ -377,7 +387,7 @@ mod tests {
 
     fn sweep(rates: &[f64]) -> Sweep {
         let blocks = vec![1, 2];
-        Sweep { rates: rates.to_vec(), blocks, epochs: Some(1), batch: 4, augment: false, seed: 3, strict: false }
+        Sweep { rates: rates.to_vec(), blocks, epochs: Some(1), batch: Some(4), augment: false, seed: 3, strict: false }
     }
 
     /// Summaries of 4 images in 3 classes that change from step to step.
@@ -402,7 +412,7 @@ mod tests {
                 .set(&Tensor::from_slice(&values, [3 * copies.len(), width], &Device::Cpu).unwrap())
                 .unwrap();
         }
-        sweep.train(&layout, &mut heads, 6, &mut |_, _, _, _| (), |step| Ok(batch(step, &layout))).unwrap();
+        sweep.train(&layout, &mut heads, 4, 6, &mut |_, _, _, _| (), |step| Ok(batch(step, &layout))).unwrap();
         let of = |heads: &Heads| {
             let values = heads.linear.weight.master.to_vec::<f32>().unwrap();
             values.chunks(values.len() / rates.len()).map(<[f32]>::to_vec).collect::<Vec<_>>()
@@ -445,7 +455,7 @@ mod tests {
         };
         let (train, test) = (folder("train", 6), folder("test", 4));
         for augment in [false, true] {
-            let sweep = Sweep { epochs: Some(20), batch: 9, augment, ..sweep(&[1e-4, 5.0]) };
+            let sweep = Sweep { epochs: Some(20), batch: Some(9), augment, ..sweep(&[1e-4, 5.0]) };
             let (mut heard, mut losses) = (vec![], vec![]);
             let each = |what, _, total, loss: Option<f64>| {
                 heard.push((what, total));
@@ -465,6 +475,30 @@ mod tests {
             }
             assert_eq!((trained.len(), best(&trained).map(|head| head.feature.blocks)), (8, Some(1)));
         }
+    }
+
+    /// A folder of five files of which one is no image: updates of all that are left, unless a number of images is asked for.
+    #[test]
+    fn a_batch_nobody_gave_is_of_the_readable_images() {
+        let place = tempfile::tempdir().unwrap();
+        for class in ["a", "b"] {
+            std::fs::create_dir(place.path().join(class)).unwrap();
+            for i in 0..2 {
+                let file = place.path().join(class).join(format!("{i}.png"));
+                Image::filled(16, 16, [40 * i, 9, 9]).save_png(file).unwrap();
+            }
+        }
+        std::fs::write(place.path().join("b/2.png"), "no image").unwrap();
+        let folder = Arc::new(Folder::labelled(place.path()).unwrap());
+        let updates = |batch| {
+            let mut updates = 0;
+            let count = |what: &str, _, total, _| updates = if what == "heads" { total } else { updates };
+            let sweep = Sweep { batch, epochs: Some(3), ..sweep(&[0.1]) };
+            sweep.run(&Colours, folder.clone(), folder.clone(), count).map(|_| updates)
+        };
+        assert_eq!((updates(None).unwrap(), updates(Some(2)).unwrap()), (3, 6));
+        let text = updates(Some(5)).unwrap_err().to_string();
+        assert_eq!(text, "config: `batch_size` is 5, expected 1 to the 4 training images");
     }
 
     #[test]

@@ -130,6 +130,7 @@ fn unusable_flags_are_named() {
     names(&linear(&["--rates", "0.1"]), &["`rates` is given, expected not given with --protocol mae"]);
     let sweep = |flags: &[&str]| linear(&[&["--protocol", "dinov2"], flags].concat());
     names(&sweep(&["--optimizer", "sgd"]), &["`optimizer` is given, expected not given with --protocol dinov2"]);
+    names(&sweep(&["--pool", "mean"]), &["`pool` is given, expected not given with --protocol dinov2"]);
     names(&sweep(&["--blocks", "1,99"]), &["`blocks` is 99, expected 1 to the "]);
     names(
         &sweep(&["--batch-size", "33", "--no-augment"]),
@@ -138,8 +139,16 @@ fn unusable_flags_are_named() {
     let knn = |flags: &[&str]| fail(ocellus(&[&["eval", "knn", &run, &train, &val], flags].concat()));
     names(&knn(&["-k", "5,33"]), &["`k` is 33, expected 1 to the 32 training samples"]);
     names(&fail(ocellus(&["eval", "retrieval", &run])), &["`queries` is missing, expected a folder of images"]);
-    let message = fail(ocellus(&["eval", "retrieval", &run, "--queries", &val, "--tokenizer", "t.json"]));
-    names(&message, &["`tokenizer` is given, expected not given: the model has no texts"]);
+    for (flag, value, key) in [
+        ("--tokenizer", "t.json", "tokenizer"),
+        ("--interpolation", "bicubic", "interpolation"),
+        ("--caption", "title", "caption"),
+        ("--image-column", "picture", "image_column"),
+        ("--images", &train, "images"),
+    ] {
+        let message = fail(ocellus(&["eval", "retrieval", &run, "--queries", &val, flag, value]));
+        names(&message, &[&format!("`{key}` is given, expected not given: the model has no texts")]);
+    }
     names(&fail(ocellus(&["eval", "retrieval", &run, &val])), &["run", "expected --queries and no pairs"]);
     let visualize = |what: &str, flags: &[&str]| fail(ocellus(&[&["visualize", what, &run], flags].concat()));
     names(&visualize("pca", &[&val, "--count", "0"]), &["`count` is 0, expected at least 1"]);

@@ -3,7 +3,7 @@
 use ocellus::Device;
 use ocellus::checkpoint::{StateDict, safetensors};
 
-use crate::support::{Place, logged, ocellus, succeed, texts};
+use crate::support::{Place, fail, logged, names, ocellus, succeed, texts};
 
 /// Largest difference between the finished weights of two runs.
 fn distance(place: &Place, a: &str, b: &str) -> f64 {
@@ -29,8 +29,13 @@ fn pre_training_has_options() {
     assert_eq!(near("recompute"), 0.0, "the same numbers, computed twice");
     succeed(place.pretrain("bf16", &["--dtype", "bf16"]));
     assert!(near("bf16") > 0.0);
-    succeed(place.pretrain("raw", &["--raw-pixels"]));
+    let (out, _) = succeed(place.pretrain("raw", &["--raw-pixels"]));
+    names(&out, &["raw/pictures/reconstruction.png"]);
     assert!(near("raw") > 0.0);
+    // A finished run has nothing left to draw, and does not name what is gone.
+    std::fs::remove_dir_all(place.path("raw/pictures")).unwrap();
+    let (out, _) = succeed(place.resume(&["pretrain", "mae"], "raw"));
+    assert!(out.contains("weights: ") && !out.contains("picture"), "{out}");
     let config = |run: &str| std::fs::read_to_string(place.path(run).join("config.json")).unwrap();
     let norm_pix =
         |run: &str| serde_json::from_str::<serde_json::Value>(&config(run)).unwrap()["norm_pix_loss"].clone();
@@ -63,6 +68,15 @@ fn classifiers_have_options() {
     assert!(mean.contains("fc_norm.weight") && !mean.contains("norm.weight"));
     // A class-token classifier has the norm that evaluation by class token needs.
     succeed(ocellus(&["eval", "knn", &place.text("class"), &train, &val, "-k", "5"]));
+    let sweep = |run: &str| {
+        let rest = ["--protocol", "dinov2", "--no-augment", "--epochs", "1"];
+        ocellus(&[&["eval", "linear", &place.text(run), &train, &val], &rest[..]].concat())
+    };
+    succeed(sweep("class"));
+    names(
+        &fail(sweep("mean")),
+        &["mean", "fine-tuned on the mean of the patches, there is no norm of the class token"],
+    );
 
     let probe = |flags: &[&str]| {
         let usual = ["eval", "linear", &run, &train, &val, "--epochs", "2", "--batch-size", "16"];

@@ -20,7 +20,7 @@ fn from_images_to_a_small_student() {
     let place = Place::new();
     let test = place.text("data/val");
     let (out, err) = succeed(place.dinov2("run", &["--registers", "2", "--knn", &test]));
-    names(&out, &["model.safetensors", "teacher.safetensors", "k-NN accuracy on"]);
+    names(&out, &["model.safetensors", "teacher.safetensors", "run/pictures/features.png", "k-NN accuracy on"]);
     // 48 prototypes for 32 images, and for batches of 16 class tokens.
     names(&err, &["48 prototypes for 32 images"]);
     assert_eq!(logged(&place.path("run"), "train"), [1, 2, 3, 4]);
@@ -94,6 +94,18 @@ fn a_run_begins_with_what_fits() {
     let (_, err) = succeed(begin(&["--ibot-bottleneck", "16"]));
     names(&err, &["no ibot_head of these sizes: it begins anew"]);
     assert!(!err.contains("no dino_head"), "{err}");
+}
+
+/// The weights are finished all the same.
+#[test]
+fn a_picture_that_cannot_be_drawn_is_not_named() {
+    let place = Place::new();
+    succeed(place.dinov2("run", &[]));
+    fs::remove_dir_all(place.path("run/pictures")).unwrap();
+    fs::write(place.path("run/pictures"), "no folder").unwrap();
+    let (out, err) = succeed(place.resume(&["pretrain", "dinov2"], "run"));
+    names(&err, &["no picture: "]);
+    assert!(out.contains("weights: ") && !out.contains("picture"), "{out}");
 }
 
 /// Batches that nothing is balanced over stay finite.

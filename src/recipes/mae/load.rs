@@ -203,6 +203,10 @@ pub fn mae(path: &Path, device: &Device, dtype: DType, norm_pix: Option<bool>) -
 
 /// A classifier on loaded weights: for fine-tuning, probing and features. Without `pool`, the one the weights were
 /// trained with. `image_size` resizes the position table.
+///
+/// # Errors
+/// What cannot be read or lacks a tensor, [`Pool::Cls`] of weights that were fine-tuned on the mean of the patches among it:
+/// nothing normalises their class token.
 pub fn classifier(
     path: &Path,
     builder: &Builder,
@@ -213,7 +217,13 @@ pub fn classifier(
     let w = weights(path)?;
     let sizes = Sizes { image_size: image_size.unwrap_or(w.sizes.image_size), ..w.sizes.clone() };
     let trained = if w.dict.contains("fc_norm.weight") { Pool::Mean } else { Pool::Cls };
-    let mut model = Classifier::new(builder, &sizes, classes, pool.unwrap_or(trained))?;
+    let pool = pool.unwrap_or(trained);
+    if (pool, trained) == (Pool::Cls, Pool::Mean) && !w.dict.contains("norm.weight") {
+        let cause =
+            "was fine-tuned on the mean of the patches, there is no norm of the class token (norm.weight) in it";
+        return Err(Error::checkpoint(path, cause));
+    }
+    let mut model = Classifier::new(builder, &sizes, classes, pool)?;
     let dict = without_other_head(&w.dict, &[classes, sizes.embed_dim])?;
     let report = fill(model.params_mut(), &dict, &w.sizes, &sizes)?;
     // The head and the norm of mean pooling are new; everything else must be there.
