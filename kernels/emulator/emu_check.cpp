@@ -197,8 +197,9 @@ inline void check_stamp(Worker& w, std::atomic<uint64_t>& place, uintptr_t addre
             if (!ordered(w, last & ~STAMP_MARK)) global_race(w, address, kind, pc, last, true);
             return;
         }
-    } else if (last < w.launch->start[last >> STAMP_WORKER].load(std::memory_order_relaxed)) {
-        return;  // of an earlier launch
+    } else if (last < w.launch->start[last >> STAMP_WORKER].load(std::memory_order_relaxed) ||
+               last >= w.launch->end[last >> STAMP_WORKER].load(std::memory_order_relaxed)) {
+        return;  // of another launch
     }
     // Another block of this launch. A block that has done a global atomic may have learned that the other is done.
     if ((kind == ATOMIC && last & STAMP_MARK) || w.block_atomic) return;

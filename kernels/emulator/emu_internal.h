@@ -173,8 +173,9 @@ struct Launch {
     uint64_t multiplier = 1, offset = 0;  // shuffled order of blocks
     std::atomic<uint64_t> next{0};
     std::atomic<uint64_t> failed_at{~0ull};
-    // First stamp of every worker that takes part; stamps of others belong to earlier launches.
-    std::atomic<uint64_t> start[256];
+    // First stamp of every worker that takes part, and the first after it: other stamps belong to other launches. Later ones
+    // too are met, where a launch beside this one has given back shadow memory that is used again here.
+    std::atomic<uint64_t> start[256], end[256];
     std::mutex mutex;
     Fault fault;
     TrafficMap traffic;

@@ -93,8 +93,12 @@ void run_blocks(Launch& launch, F after_first) {
     std::memset(w.recent, 0, sizeof w.recent);
     w.fault = Fault();
     // Everything stamped before belongs to earlier launches.
-    launch.start[w.id].store(uint64_t(w.id) << STAMP_WORKER | uint64_t(w.time + 1) << STAMP_CLOCK,
-                             std::memory_order_relaxed);
+    auto next_stamp = [&] {
+        for (uint32_t i = 0; i < w.warps; ++i) w.time = std::max(w.time, stamp_clock(w.warp[i].stamp));
+        return uint64_t(w.id) << STAMP_WORKER | uint64_t(w.time + 1) << STAMP_CLOCK;
+    };
+    launch.end[w.id].store(~0ull, std::memory_order_relaxed);
+    launch.start[w.id].store(next_stamp(), std::memory_order_relaxed);
     emu_worker = &w;
     emu_checked = launch.options.checks >= EMU_CHECKS_ON ? &w : nullptr;
     bool first = true;
@@ -126,6 +130,7 @@ void run_blocks(Launch& launch, F after_first) {
         for (const auto& [pc, counts] : w.traffic) launch.traffic[pc].add(counts);
         w.traffic.clear();
     }
+    launch.end[w.id].store(next_stamp(), std::memory_order_relaxed);
     w.launch = nullptr;
     give_worker(&w);
 }
@@ -265,6 +270,7 @@ int emu_launch(const char* name, const uint32_t grid[3], const uint32_t block[3]
     launch.id = ++launch_ids;
     launch.blocks = uint64_t(grid[0]) * grid[1] * grid[2];
     for (auto& stamp : launch.start) stamp.store(~0ull, std::memory_order_relaxed);
+    for (auto& stamp : launch.end) stamp.store(~0ull, std::memory_order_relaxed);
     if (options->order == EMU_ORDER_SHUFFLED) {
         launch.offset = mix(options->seed) % launch.blocks;
         launch.multiplier = mix(options->seed + 1) % launch.blocks;

@@ -221,7 +221,7 @@ pub fn classifier(
     if (pool, trained) == (Pool::Cls, Pool::Mean) && !w.dict.contains("norm.weight") {
         let cause =
             "was fine-tuned on the mean of the patches, there is no norm of the class token (norm.weight) in it";
-        return Err(Error::checkpoint(path, cause));
+        return Err(Error::checkpoint(&w.dict.origin, cause));
     }
     let mut model = Classifier::new(builder, &sizes, classes, pool)?;
     let dict = without_other_head(&w.dict, &[classes, sizes.embed_dim])?;
