@@ -120,7 +120,8 @@ fn adopt(config: &Config, weights: &Weights) -> Result<Config> {
     let mut config = Config { patch_size: Some(theirs.patch_size), registers: theirs.registers, ..config.clone() };
     if let Some(network) = &weights.network {
         let head = &network.dino_head;
-        config.prototypes = config.prototypes.or(Some(head.prototypes));
+        // In distillation they are the teacher's.
+        config.prototypes = config.prototypes.or(Some(head.prototypes).filter(|_| config.teacher.is_none()));
         config.head_layers = config.head_layers.or(Some(head.layers));
         config.head_hidden = config.head_hidden.or(Some(head.hidden));
         let patches = network.ibot_head.as_ref().map(|head| head.bottleneck);
@@ -147,7 +148,8 @@ fn begin(config: &Config, init: Option<Weights>, builder: &Builder) -> Result<Ss
         // What is compared has to be the same; the backbone and the rest of the heads may differ.
         sizes.dino_head.prototypes = theirs.dino_head.prototypes;
         let patches = theirs.ibot_head.as_ref().filter(|_| config.ibot_weight > 0.0);
-        sizes.ibot_head = patches.map(|head| load::HeadSizes { prototypes: head.prototypes, ..sizes.dino_head });
+        let own = sizes.ibot_head.unwrap_or(sizes.dino_head);
+        sizes.ibot_head = patches.map(|head| load::HeadSizes { prototypes: head.prototypes, ..own });
     }
     let mut student = sizes.network(&builder.pp("student"), &config.start())?;
     if let Some(weights) = init {

@@ -55,6 +55,12 @@ fn from_images_to_a_small_student() {
     let error = fail(distill(&place, "run", "other", &["--prototypes", "8"]));
     names(&error, &["config: `prototypes` is given, expected not given: the student has the teacher's"]);
 
+    // A student that begins from weights with heads has the teacher's prototypes too.
+    let init = ["--init", &place.text("run"), "--ibot-bottleneck", "24"];
+    let (_, err) = succeed(distill(&place, "run", "further", &init));
+    names(&err, &["no ibot_head of these sizes: it begins anew"]);
+    assert!(!err.contains("no dino_head"), "{err}");
+
     // The names of upstream's teacher checkpoints, and nothing else: heads are found by their shapes.
     let mut dict = checkpoint::read(place.path("run/teacher.safetensors")).unwrap();
     dict.metadata.clear();

@@ -69,8 +69,7 @@ impl Start {
     /// As upstream.
     pub const OFFICIAL: Self = Self { gamma: 1e-5, weight_std: Some(0.02) };
     /// For widths of 192 and less and runs of a few thousand updates: the branches of a block change their input from the first
-    /// update on. With the official values all class tokens are the same at first, targets are even, and it takes thousands of
-    /// updates until they are not.
+    /// update on. With the official values all class tokens are nearly the same at first, and targets stay even for long.
     pub const SMALL: Self = Self { gamma: 1.0, weight_std: None };
 
     /// Of the layers.

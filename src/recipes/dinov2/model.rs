@@ -278,8 +278,8 @@ impl Ssl {
             head.teacher(teacher.backbone.norm.forward(&plain, &x)?.value())
         };
         let class_logits = logits(&teacher.dino_head, layout.class_ids(0))?;
-        let theirs = |m: &Masks| m.teacher_rows.clone().unwrap_or_else(|| m.rows.clone());
-        let patch_logits = views.masks.as_ref().map(|m| logits(teacher.patch_head(), &theirs(m))).transpose()?;
+        let theirs = views.masks.as_ref().map(|m| m.teacher_rows.as_ref().unwrap_or(&m.rows));
+        let patch_logits = theirs.map(|rows| logits(teacher.patch_head(), rows)).transpose()?;
         drop(tokens);
         let classes = self.targets(0, &class_logits, &views.teacher_temp)?;
         let patches = patch_logits.map(|z| self.targets(1, &z, &views.teacher_temp)).transpose()?;

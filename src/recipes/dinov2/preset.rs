@@ -23,6 +23,11 @@ pub struct Preset {
     pub(super) head: [usize; 3],
 }
 
+/// On images of 224 pixels, with the official crops and patches.
+const fn of_224(name: &'static str, sizes: [usize; 3], ffn: FfnKind, head: [usize; 3]) -> Preset {
+    Preset { name, image: 224, local: 98, patch: 14, sizes, ffn, head }
+}
+
 const PRESETS: [Preset; 6] = [
     Preset {
         name: "micro",
@@ -33,51 +38,11 @@ const PRESETS: [Preset; 6] = [
         ffn: FfnKind::Mlp,
         head: [256, 64, 256],
     },
-    Preset {
-        name: "tiny",
-        image: 224,
-        local: 98,
-        patch: 14,
-        sizes: [192, 12, 3],
-        ffn: FfnKind::Mlp,
-        head: [1024, 128, 4096],
-    },
-    Preset {
-        name: "small",
-        image: 224,
-        local: 98,
-        patch: 14,
-        sizes: [384, 12, 6],
-        ffn: FfnKind::Mlp,
-        head: [2048, 256, 65536],
-    },
-    Preset {
-        name: "base",
-        image: 224,
-        local: 98,
-        patch: 14,
-        sizes: [768, 12, 12],
-        ffn: FfnKind::Mlp,
-        head: [2048, 256, 65536],
-    },
-    Preset {
-        name: "large",
-        image: 224,
-        local: 98,
-        patch: 14,
-        sizes: [1024, 24, 16],
-        ffn: FfnKind::SwiGlu,
-        head: [2048, 384, 131_072],
-    },
-    Preset {
-        name: "giant",
-        image: 224,
-        local: 98,
-        patch: 14,
-        sizes: [1536, 40, 24],
-        ffn: FfnKind::SwiGlu,
-        head: [2048, 384, 131_072],
-    },
+    of_224("tiny", [192, 12, 3], FfnKind::Mlp, [1024, 128, 4096]),
+    of_224("small", [384, 12, 6], FfnKind::Mlp, [2048, 256, 65536]),
+    of_224("base", [768, 12, 12], FfnKind::Mlp, [2048, 256, 65536]),
+    of_224("large", [1024, 24, 16], FfnKind::SwiGlu, [2048, 384, 131_072]),
+    of_224("giant", [1536, 40, 24], FfnKind::SwiGlu, [2048, 384, 131_072]),
 ];
 
 /// What a preset sets unless it is set: shares of the run, factors, rates.
