@@ -18,7 +18,7 @@ fn operand(input: &Input, dtype: DType) -> Tensor {
     let device = &Device::Emulated;
     match &input.fill {
         Fill::I32(values) => Tensor::from_slice(values, input.shape.clone(), device),
-        Fill::U8 => Tensor::uninit(input.shape.clone(), DType::U8, device),
+        Fill::U8 | Fill::Bytes(_) => Tensor::uninit(input.shape.clone(), DType::U8, device),
         Fill::AccNormal(..) | Fill::AccUniform(..) | Fill::Acc(_) => {
             Tensor::uninit(input.shape.clone(), DType::F32, device)
         }

@@ -1,6 +1,7 @@
 // One pair of the sigmoid loss and what is added up over pairs: l = t s + b, loss = softplus(a), dl = sigmoid(a) with
 // a = l of a negative, -l of a positive (arXiv 2303.15343, algorithm 1).
 #pragma once
+#include "logistic.cuh"
 #include "rows.cuh"
 #include "tiles.cuh"
 
@@ -31,20 +32,6 @@ template <>
 struct Gain<f16> {
     static constexpr float value = 32768.f;
 };
-
-// ln(1 + x) for 0 <= x <= 1 within 1.5 units in the last place, also relative near 0, where log(1 + x) is not: as
-// src/math.rs.
-__device__ __forceinline__ float ln_1p(float x) {
-    float q = 5.36483014e-3f;
-    q = fmaf(q, x, -3.00658159e-2f);
-    q = fmaf(q, x, 7.92045742e-2f);
-    q = fmaf(q, x, -0.137538061f);
-    q = fmaf(q, x, 0.191536561f);
-    q = fmaf(q, x, -0.248571634f);
-    q = fmaf(q, x, 0.333213240f);
-    q = fmaf(q, x, -0.499996483f);
-    return fmaf(x * x, q, x);
-}
 
 // Sums over the pairs of a thread, in f32; of a tile's threads in f32, of tiles in f64.
 struct PairSums {

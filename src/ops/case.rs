@@ -22,6 +22,8 @@ pub enum Fill {
     I32(Vec<i32>),
     /// Random bytes.
     U8,
+    /// Given bytes, which repeat where the operand is longer.
+    Bytes(Vec<u8>),
 }
 
 /// One operand of a [`Case`].

@@ -5,13 +5,16 @@ pub mod adafactor;
 pub mod adamw;
 pub mod add;
 pub mod add_layer_norm;
+pub mod argmax;
 pub mod assemble_tokens;
 pub mod attention;
 pub mod batch_norm;
 mod case;
 pub mod cast;
 mod column_sum;
+pub mod concat;
 pub mod cross_entropy;
+pub mod depthwise_conv2d;
 pub mod ema;
 pub mod embedding;
 pub mod gather_rows;
@@ -25,9 +28,11 @@ pub mod layer_norm;
 pub mod layer_scale;
 pub mod linear;
 pub mod lion;
+pub mod mask_loss;
 pub mod masked_gather;
 pub mod masked_mse;
 pub mod masked_scatter;
+pub mod max_pool2d;
 pub mod mean_pool;
 pub mod multi_tensor;
 mod pairs;
@@ -35,9 +40,14 @@ pub mod patchify;
 mod pixels;
 pub mod prepare_tokens;
 pub mod prototype_cross_entropy;
+pub mod relu;
+pub mod repeat;
+pub mod resample;
 pub mod residual;
 pub mod rope;
 pub mod scale;
+pub mod select_rows;
+pub mod sigmoid;
 pub mod sigmoid_pair_loss;
 pub mod sinkhorn_knopp;
 pub mod softmax;
@@ -46,7 +56,9 @@ pub mod softmax_pair_loss;
 pub mod swiglu;
 pub mod teacher;
 mod tiles;
+pub mod unfold;
 pub mod weight_norm;
+pub mod window_partition;
 
 pub use case::{Case, Fill, Input, Operand, Role, Run};
 pub use patchify::{patchify, unpatchify};
@@ -59,11 +71,14 @@ pub fn cases() -> Vec<Case> {
         adamw::cases(),
         add::cases(),
         add_layer_norm::cases(),
+        argmax::cases(),
         assemble_tokens::cases(),
         attention::cases(),
         batch_norm::cases(),
         cast::cases(),
+        concat::cases(),
         cross_entropy::cases(),
+        depthwise_conv2d::cases(),
         ema::cases(),
         embedding::cases(),
         gather_rows::cases(),
@@ -76,22 +91,31 @@ pub fn cases() -> Vec<Case> {
         layer_scale::cases(),
         linear::cases(),
         lion::cases(),
+        mask_loss::cases(),
         masked_gather::cases(),
         masked_mse::cases(),
         masked_scatter::cases(),
+        max_pool2d::cases(),
         mean_pool::cases(),
         prepare_tokens::cases(),
         prototype_cross_entropy::cases(),
+        relu::cases(),
+        repeat::cases(),
+        resample::cases(),
         residual::cases(),
         rope::cases(),
         scale::cases(),
+        select_rows::cases(),
+        sigmoid::cases(),
         sigmoid_pair_loss::cases(),
         sinkhorn_knopp::cases(),
         softmax::cases(),
         softmax_centering::cases(),
         softmax_pair_loss::cases(),
         swiglu::cases(),
+        unfold::cases(),
         weight_norm::cases(),
+        window_partition::cases(),
     ]
     .into_iter()
     .flatten()
@@ -101,7 +125,7 @@ pub fn cases() -> Vec<Case> {
 use crate::{Error, Result, Tensor};
 
 /// Refuses an argument whose dtype or device is not that of the operation's first argument.
-pub(crate) fn same(op: &'static str, arg: &'static str, x: &Tensor, like: &Tensor) -> Result<()> {
+pub(crate) fn same(op: &'static str, arg: impl Into<String>, x: &Tensor, like: &Tensor) -> Result<()> {
     if x.dtype() != like.dtype() {
         return Err(Error::argument(op, arg, "dtype", x.dtype().name(), like.dtype().name()));
     }
@@ -117,7 +141,7 @@ pub(crate) fn float(op: &'static str, arg: &'static str, x: &Tensor) -> Result<(
 }
 
 /// Refuses an argument on another device.
-pub(crate) fn on(op: &'static str, arg: &'static str, x: &Tensor, like: &Tensor) -> Result<()> {
+pub(crate) fn on(op: &'static str, arg: impl Into<String>, x: &Tensor, like: &Tensor) -> Result<()> {
     if x.device() != like.device() {
         return Err(Error::argument(op, arg, "device", x.device().name(), like.device().name()));
     }

@@ -67,7 +67,7 @@ fn values(input: &Input, rng: &mut impl Rng) -> Option<Vec<f64>> {
             Some(repeated(n, |n| (0..n).map(|_| low + (high - low) * rng.random::<f64>()).collect()))
         }
         Fill::Acc(values) => Some(values.clone()),
-        Fill::I32(_) | Fill::U8 => None,
+        Fill::I32(_) | Fill::U8 | Fill::Bytes(_) => None,
     }
 }
 
@@ -85,6 +85,10 @@ pub fn operands(case: &Case, storage: DType, held: DType, device: &Device) -> Re
         }
         match &input.fill {
             Fill::I32(v) => Tensor::from_slice(v, shape, device),
+            Fill::Bytes(v) => {
+                let bytes: Vec<u8> = v.iter().copied().cycle().take(shape.numel()).collect();
+                Tensor::from_slice(&bytes, shape, device)
+            }
             _ => {
                 let bytes: Vec<u8> = repeated(shape.numel(), |n| (0..n).map(|_| rng.random()).collect());
                 Tensor::from_slice(&bytes, shape, device)

@@ -5,6 +5,7 @@
 mod async_faults;
 mod attention;
 mod faults;
+mod maps;
 mod ops;
 mod prototypes;
 mod ptx;

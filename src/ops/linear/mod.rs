@@ -1,15 +1,20 @@
 //! Linear layer: a GEMM with its bias and residual folded in.
 //!
 //! `y = x · wᵀ + b + residual`. Gradients: `dx = dy · w`, `dw = dyᵀ · x` (added straight into the f32 gradient buffer),
-//! `db = Σ_rows dy`, `d residual = dy`. Weight layout `[out, in]` as in torch's `nn.Linear`.
+//! `db = Σ_rows dy`, `d residual = dy`. Weight layout `[out, in]` as in torch's `nn.Linear`. [`transposed()`] has a
+//! weight `[in, out]`, [`batched()`] one of computed values for each entry of a batch.
 
+mod batched;
 mod case;
 mod launch;
 mod reference;
 #[cfg(test)]
 mod tests;
+mod transposed;
 
-pub use case::{case, cases};
+pub use batched::{batched, batched_forward};
+pub use case::{batched_case, case, cases, transposed_case};
+pub use transposed::{transposed, transposed_forward};
 
 use crate::device::gemm::{GemmSpec, Layout, gemm};
 use crate::ops::{same, shaped};
@@ -21,8 +26,8 @@ const OP: &str = "linear";
 /// `y = x · wᵀ (+ b) (+ residual)` for `x: [.., in]`, `w: [out, in]`, `b: [out]`, `residual: [.., out]`; gives
 /// `[.., out]`.
 ///
-/// dtypes: f32, bf16, f16 (f64 on the CPU), the same for all; sums are f32. `w` may have more axes (a convolution kernel
-/// `[out, c, p, p]`): it is read as `[out, in]`. Saves `x` and `w`. Deterministic for a fixed device.
+/// dtypes: f32, bf16, f16 (f64 on the CPU), the same for all; sums are f32. `w` may have more axes (a convolution
+/// kernel `[out, c, p, p]`): it is read as `[out, in]`. Saves `x` and `w`. Deterministic for a fixed device.
 ///
 /// # Errors
 /// When a shape, dtype or device does not fit.
@@ -43,6 +48,11 @@ pub fn linear(tape: &Tape, x: &Var, w: &Var, b: Option<&Var>, residual: Option<&
         }
         grads.add(to_residual, dy)
     }))
+}
+
+/// Factor of what a buffer of gradients holds.
+fn beta(mode: Mode) -> f32 {
+    if mode == Mode::Add { 1.0 } else { 0.0 }
 }
 
 #[derive(Clone, Copy)]
@@ -129,7 +139,7 @@ fn weight_gradient(
             input: w.dtype(),
             output: out.dtype(),
         };
-        let spec = GemmSpec { layout, alpha: 1.0, beta: if mode == Mode::Add { 1.0 } else { 0.0 } };
+        let spec = GemmSpec { layout, alpha: 1.0, beta: beta(mode) };
         gemm(&spec, dy.storage(), x.storage(), None, out.storage_mut(OP)?)
     })
 }
