@@ -70,3 +70,8 @@ pub use tensor::{Tensor, random};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// So does the example of following objects.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/recipes/sam2.md")]
+struct Objects;

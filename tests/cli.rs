@@ -4,6 +4,8 @@
 mod features;
 #[path = "cli/image_text.rs"]
 mod image_text;
+#[path = "cli/objects.rs"]
+mod objects;
 #[path = "cli/options.rs"]
 mod options;
 #[path = "cli/self_distillation.rs"]

@@ -11,6 +11,7 @@ use support::{Place, files, logged, ocellus, succeed, texts};
 const PRETRAIN: &[&str] = &["pretrain", "mae"];
 const SIGLIP: &[&str] = &["pretrain", "siglip"];
 const DINOV2: &[&str] = &["pretrain", "dinov2"];
+const SAM2: &[&str] = &["pretrain", "sam2"];
 
 /// Numbers that look random (splitmix64).
 struct Random(u64);
@@ -46,6 +47,7 @@ fn survives_kills(recipe: &[&str], flags: &[&str], updates: u64, seed: u64) {
     let new = |out: &str| match recipe {
         SIGLIP => place.siglip(out, flags),
         DINOV2 => place.dinov2(out, flags),
+        SAM2 => place.sam2(out, flags),
         _ => place.pretrain(out, flags),
     };
     drop(new("nothing")); // makes what a run needs beside its data
@@ -121,6 +123,12 @@ fn kills_do_not_change_self_distillation() {
 fn kills_do_not_change_self_distillation_with_a_centre() {
     let flags = ["--epochs", "2", "--save-every", "3", "--targets", "centering", "--shared-head", "--registers", "2"];
     survives_kills(DINOV2, &flags, 8, 6);
+}
+
+/// Clips, prompts and dropped branches are drawn anew in every epoch.
+#[test]
+fn kills_do_not_change_training_on_clips() {
+    survives_kills(SAM2, &["--epochs", "4", "--drop-path", "0.2", "--save-every", "2"], 8, 7);
 }
 
 #[test]

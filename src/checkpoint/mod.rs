@@ -28,6 +28,7 @@ pub mod npz;
 pub mod pth;
 pub mod run_state;
 pub mod safetensors;
+pub mod sam2;
 pub mod siglip;
 mod state_dict;
 mod stored;

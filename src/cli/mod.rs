@@ -21,6 +21,7 @@ mod curate;
 mod eval;
 mod finetune;
 mod info;
+mod masks;
 mod pretrain;
 mod retrieval;
 mod segmentation;
@@ -64,6 +65,9 @@ Examples:
   ocellus pretrain siglip pairs/train --tokenizer tokenizer.json --preset micro --patch-size 8 --out runs/pairs
   ocellus eval zero-shot runs/pairs pairs/unseen           classes known by name only
   ocellus visualize siglip runs/pairs pairs/val            images against captions
+  ocellus data synth clips --video --size 96               clips of moving objects with masks
+  ocellus pretrain sam2 clips/train --preset micro --val clips/val --out runs/objects
+  ocellus segment video runs/objects clips/val/frames/00000 --masks clips/val/masks/00000/00000.png
   ocellus bench layer_norm                                 kernels beside the floor
   ocellus info                                             devices, kernels, what is missing";
 
@@ -81,6 +85,9 @@ enum Command {
     Embed(eval::Embed),
     /// Choose images from a pool: drop near-duplicates and copies of evaluation images, retrieve what is like curated ones
     Curate(Box<ocellus::curate::Config>),
+    /// Masks of objects in an image or a video, from points, boxes or masks
+    #[command(subcommand)]
+    Segment(Segment),
     /// Draw what a model does
     #[command(subcommand)]
     Visualize(Visualize),
@@ -106,6 +113,16 @@ enum Pretrain {
     Distill(Box<pretrain::Distill>),
     /// Image and text towers from image-caption pairs, sigmoid loss (Zhai et al. 2023) or softmax
     Siglip(Box<pretrain::Siglip>),
+    /// Objects in images and videos from clicks, boxes and masks (Ravi et al. 2024)
+    Sam2(Box<pretrain::Sam2>),
+}
+
+#[derive(Subcommand)]
+enum Segment {
+    /// What a point or a box means, or everything in the picture
+    Image(masks::ImageFlags),
+    /// Objects of one frame in all others
+    Video(masks::VideoFlags),
 }
 
 #[derive(Subcommand)]
@@ -120,6 +137,8 @@ enum Eval {
     Retrieval(Box<retrieval::Flags>),
     /// Label every pixel by a linear layer trained on the patches
     Segmentation(Box<segmentation::Flags>),
+    /// J & F of following objects through videos from their first masks
+    Video(masks::EvalFlags),
 }
 
 #[derive(Subcommand)]
@@ -234,12 +253,16 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Pretrain(Pretrain::Dinov2(flags)) => return pretrain::dinov2(flags, &cli.machine),
         Command::Pretrain(Pretrain::Distill(flags)) => return pretrain::distill(flags, &cli.machine),
         Command::Pretrain(Pretrain::Siglip(flags)) => return pretrain::siglip(flags, &cli.machine),
+        Command::Pretrain(Pretrain::Sam2(flags)) => return pretrain::sam2(flags, &cli.machine),
         Command::Finetune(flags) => return finetune::finetune(flags, &cli.machine),
         Command::Eval(Eval::Knn(flags)) => eval::knn(flags, &cli.machine)?,
         Command::Eval(Eval::Linear(flags)) => eval::linear(flags, &cli.machine)?,
         Command::Eval(Eval::ZeroShot(flags)) => siglip::zero_shot(flags, &cli.machine)?,
         Command::Eval(Eval::Retrieval(flags)) => retrieval::retrieval(flags, &cli.machine)?,
         Command::Eval(Eval::Segmentation(flags)) => segmentation::segmentation(flags, &cli.machine)?,
+        Command::Eval(Eval::Video(flags)) => masks::eval(flags, &cli.machine)?,
+        Command::Segment(Segment::Image(flags)) => masks::image(flags, &cli.machine)?,
+        Command::Segment(Segment::Video(flags)) => masks::video(flags, &cli.machine)?,
         Command::Curate(config) => return curate::curate(config, &cli.machine),
         Command::Embed(flags) => eval::embed(flags, &cli.machine)?,
         Command::Visualize(Visualize::Mae(flags)) => visualize::mae(flags, &cli.machine)?,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use ocellus::nn::Builder;
 use ocellus::recipes::siglip::flags::Loss;
-use ocellus::recipes::{dinov2, encoder, mae, siglip};
+use ocellus::recipes::{dinov2, encoder, mae, sam2, siglip};
 use ocellus::train::{self, Outcome, RunDir};
 use ocellus::{Error, Result, eval};
 
@@ -55,6 +55,16 @@ pub struct Siglip {
     resume: Option<PathBuf>,
     #[command(flatten)]
     config: Option<siglip::Config>,
+}
+
+/// Flags of `pretrain sam2`.
+#[derive(clap::Args)]
+pub struct Sam2 {
+    /// Continue the run in this folder with its own configuration; no other flag of the run may be given
+    #[arg(long, value_name = "RUN", conflicts_with = "Config")]
+    resume: Option<PathBuf>,
+    #[command(flatten)]
+    config: Option<sam2::Config>,
 }
 
 /// The configuration of a new run, or that of the run to be continued.
@@ -176,6 +186,39 @@ pub fn siglip(flags: &Siglip, machine: &Machine) -> Result<ExitCode> {
         "logits: {scale:.2} times the similarity{}",
         if config.loss == Loss::Sigmoid { format!(" {bias:+.2}") } else { String::new() }
     );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Trains or resumes.
+pub fn sam2(flags: &Sam2, machine: &Machine) -> Result<ExitCode> {
+    let device = machine.device()?;
+    let (mut config, resume) = resumed(&flags.resume, &flags.config, |run| {
+        Ok(sam2::Config { out: run.to_path_buf(), ..RunDir::read_config(run)? })
+    })?;
+    let dtype = machine.dtype_of_run(&device, config.dtype.as_deref())?;
+    if !resume {
+        config.data = absolute(&config.data)?;
+        for path in [&mut config.init, &mut config.val] {
+            *path = path.as_deref().map(absolute).transpose()?;
+        }
+        config.dtype = Some(dtype.name().into());
+    }
+    let (outcome, task) = train::pretrain_sam2(&config, &device, dtype, resume)?;
+    if outcome == Outcome::Interrupted {
+        return Ok(interrupted("sam2", &config.out));
+    }
+    let out = config.out.display();
+    say!("weights: {out}/model.safetensors (Hugging Face), {out}/upstream.safetensors (official names)");
+    say_picture(&config.out, "masks.png", "");
+    if let Some(val) = &config.val {
+        let videos = ocellus::data::videos::Videos::open(val, true)?;
+        let options = sam2::VideoOptions { non_overlap_masks: true, ..Default::default() };
+        let scores = eval::video_objects::evaluate_all(&task.model, &videos, options)?;
+        if let Some(scores) = eval::video_objects::mean(&scores) {
+            let [j, f] = [scores.j, scores.f].map(|x| 100.0 * x);
+            say!("J&F on {}: {:.1} % (J {j:.1} %, F {f:.1} %)", val.display(), 100.0 * scores.j_and_f());
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 

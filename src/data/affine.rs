@@ -45,7 +45,33 @@ pub fn rotate(image: &Image, degrees: f64, filter: Filter, fill: [u8; 3]) -> Ima
     transform(image, [cos, sin, c, -sin, cos, f], filter, fill)
 }
 
-fn transform(image: &Image, [a, b, c, d, e, f]: Matrix, filter: Filter, fill: [u8; 3]) -> Image {
+/// Turns the image around its middle by `degrees`, counter-clockwise, and moves each row sideways by the tangent of `shear` degrees
+/// times its height below the middle. Without a filter each pixel is one of the input's: for pictures of numbers.
+pub fn turn(image: &Image, degrees: f64, shear: f64, filter: Option<Filter>, fill: [u8; 3]) -> Image {
+    let (sin, cos) = (-degrees.to_radians()).sin_cos();
+    let slope = shear.to_radians().tan();
+    let (x, y) = (image.width as f64 / 2.0, image.height as f64 / 2.0);
+    // Output to input: back along the rows, then back around.
+    let (a, b, d, e) = (cos, sin + cos * slope, -sin, cos - sin * slope);
+    let matrix = [a, b, x - a * x - b * y, d, e, y - d * x - e * y];
+    match filter {
+        Some(filter) => transform(image, matrix, filter, fill),
+        None => each_pixel(image, matrix, fill, |x, y, pixel| {
+            let at = row_at(image, y.floor()) + column_at(image, x.floor());
+            pixel.copy_from_slice(&image.data[at..at + 3]);
+        }),
+    }
+}
+
+fn transform(image: &Image, matrix: Matrix, filter: Filter, fill: [u8; 3]) -> Image {
+    each_pixel(image, matrix, fill, |x, y, pixel| match filter {
+        Filter::Bilinear => bilinear(image, x - 0.5, y - 0.5, pixel),
+        Filter::Bicubic => bicubic(image, x - 0.5, y - 0.5, pixel),
+    })
+}
+
+/// Gives `read` the place in the input of each output pixel that has one.
+fn each_pixel(image: &Image, [a, b, c, d, e, f]: Matrix, fill: [u8; 3], read: impl Fn(f64, f64, &mut [u8])) -> Image {
     let mut out = Image::filled(image.width, image.height, fill);
     let (width, height) = (image.width as f64, image.height as f64);
     for (y, row) in out.data.chunks_exact_mut(image.width * 3).enumerate() {
@@ -53,10 +79,7 @@ fn transform(image: &Image, [a, b, c, d, e, f]: Matrix, filter: Filter, fill: [u
             let (u, v) = (x as f64 + 0.5, y as f64 + 0.5);
             let (from_x, from_y) = (a * u + b * v + c, d * u + e * v + f);
             if (0.0..width).contains(&from_x) && (0.0..height).contains(&from_y) {
-                match filter {
-                    Filter::Bilinear => bilinear(image, from_x - 0.5, from_y - 0.5, pixel),
-                    Filter::Bicubic => bicubic(image, from_x - 0.5, from_y - 0.5, pixel),
-                }
+                read(from_x, from_y, pixel);
             }
         }
     }

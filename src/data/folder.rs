@@ -34,6 +34,14 @@ pub trait Source: Send + Sync {
     /// The decoded image.
     fn load(&self, index: usize) -> Result<Arc<Image>>;
 
+    /// What a loader takes of a sample: the image, or a part of it that `rng` decides.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn sample(&self, index: usize, _rng: &mut Stream) -> Result<Arc<Image>> {
+        self.load(index)
+    }
+
     /// Captions of a sample; none in a data set without.
     ///
     /// # Errors

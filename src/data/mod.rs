@@ -5,11 +5,14 @@
 
 pub mod affine;
 pub mod augment;
+pub mod binary_mask;
 pub mod block_masking;
 pub mod blur;
+pub mod clip_augment;
 pub mod colour;
 pub mod contact;
 pub mod decode;
+pub mod distance;
 #[cfg(test)]
 mod fixtures;
 pub mod folder;
@@ -22,19 +25,24 @@ pub mod masks;
 pub mod mixup;
 pub mod multi_crop;
 pub mod pairs;
+pub mod planes;
 pub mod planted;
 pub mod rand_augment;
 pub mod random_erase;
 pub mod resize;
+pub mod rle;
 pub mod rng;
 pub mod synth;
 pub mod text;
 pub mod tf_resize;
 pub mod transforms;
+pub mod videos;
 
+pub use binary_mask::BinaryMask;
 pub use folder::{Folder, Source};
 pub use image::{Image, Rect};
 pub use loader::{Batch, Loader, Position};
 pub use pairs::Pairs;
+pub use rle::Rle;
 pub use rng::{Purpose, Stream};
 pub use text::Tokenizer;

@@ -36,6 +36,10 @@ impl Purpose {
     pub const CAPTION: Self = Self(16);
     /// Blocks of patches that are hidden in the views of one batch; index = step in the epoch.
     pub const BLOCKS: Self = Self(17);
+    /// Frames and objects of a clip; index = sample.
+    pub const CLIP: Self = Self(18);
+    /// Simulated prompts of a clip; index = step in the epoch.
+    pub const CLICK: Self = Self(19);
 }
 
 /// A random number stream; see the module documentation.

@@ -75,7 +75,7 @@ pub fn antialiased(image: &Image, width: usize, height: usize, filter: Filter) -
 }
 
 /// For each output its first input and weights of sum 1.
-fn taps(input: usize, output: usize, filter: Filter) -> Vec<(usize, Vec<f64>)> {
+pub(super) fn taps(input: usize, output: usize, filter: Filter) -> Vec<(usize, Vec<f64>)> {
     let scale = input as f64 / output as f64;
     let stretch = scale.max(1.0);
     let reach = filter.support() * stretch;

@@ -16,7 +16,8 @@ mod retrieval;
 pub(crate) mod rows;
 pub mod segmentation;
 pub mod sweep;
-mod upsample;
+pub mod video_masks;
+pub mod video_objects;
 pub mod zero_shot;
 
 pub use class_names::{ClassNames, templates};

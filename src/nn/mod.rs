@@ -2,6 +2,8 @@
 
 mod block;
 mod builder;
+mod conv;
+pub mod hiera;
 mod layers;
 pub mod pos_embed;
 #[cfg(test)]
@@ -10,6 +12,7 @@ pub mod vit;
 
 pub use block::{Attention, Block, Drops, Mlp, PerSize, Sequences, Style, UniformSequences};
 pub use builder::{Builder, Init};
+pub use conv::{Activation, Conv2d, ConvTranspose2d, Perceptron};
 pub use layers::{LayerNorm, Linear};
 
 use crate::Param;

@@ -3,6 +3,7 @@
 pub mod dinov2;
 pub mod encoder;
 pub mod mae;
+pub mod sam2;
 pub mod siglip;
 
 use crate::checkpoint::StateDict;
@@ -75,6 +76,11 @@ pub trait Task: Send {
     /// On a GPU it is recorded and run again with other inputs, so everything that changes is among them, and nothing is
     /// copied to the device or read back. What cannot be recorded runs too, launch by launch.
     fn micro_step(&mut self, inputs: &Self::Inputs, scale: f64, grads: &mut Grads) -> Result<Found>;
+
+    /// Whether [`micro_step`](Self::micro_step) may be recorded: not if what it does depends on more than its inputs' tensors.
+    fn records(&self) -> bool {
+        true
+    }
 
     /// The loss over all micro-batches of an update, if it is not their mean.
     fn joint(&mut self) -> Option<&mut dyn Joint<Value = Self::Value, Inputs = Self::Inputs>> {

@@ -7,6 +7,7 @@ mod mae;
 mod metrics;
 pub mod progress;
 mod run_dir;
+mod sam2;
 mod siglip;
 mod skips;
 mod spikes;
@@ -18,6 +19,7 @@ pub use mae::{finetune, pretrain};
 pub use metrics::Metrics;
 pub use progress::Progress;
 pub use run_dir::RunDir;
+pub use sam2::pretrain as pretrain_sam2;
 pub use siglip::pretrain as pretrain_siglip;
 
 use crate::data::{Batch, Loader};

@@ -72,6 +72,9 @@ impl<I: Inputs> Stepper<I> {
 
     /// Before the first micro-step of an update.
     pub fn begin<T: Task<Inputs = I>>(&mut self, task: &mut T) {
+        if !task.records() {
+            self.mode = Mode::Eager;
+        }
         let shared = |p: &&Param| p.master.is_shared() || p.compute.as_ref().is_some_and(Tensor::is_shared);
         let stale = self.micro.iter().flatten().map(|m| &m.graph).chain(&self.update).any(Graph::is_stale);
         // Of a shared weight the update writes a copy, at another address.

@@ -102,6 +102,27 @@ impl Place {
         command
     }
 
+    /// A short run on clips of 32 pixels into `out`: 2 updates per epoch unless `flags` say otherwise.
+    pub fn sam2(&self, out: &str, flags: &[&str]) -> Command {
+        let (clips, out) = (self.text("clips"), self.text(out));
+        if !self.path("clips").exists() {
+            let few = ["--train", "2", "--val", "1", "--size", "32", "--frames", "4"];
+            let mut made = ocellus(&["data", "synth", &clips, "--video"]);
+            made.args(few);
+            succeed(made);
+        }
+        let mut command = ocellus(&["pretrain", "sam2", &format!("{clips}/train"), "--out", &out, "--preset", "micro"]);
+        let usual = [("--image-size", "32"), ("--frames", "3"), ("--epochs", "2"), ("--corrections", "1")];
+        let more = [("--lr", "1e-3"), ("--vision-lr", "1e-3"), ("--log-every", "1"), ("--save-every", "3")];
+        for (key, value) in usual.into_iter().chain(more) {
+            if !flags.contains(&key) {
+                command.args([key, value]);
+            }
+        }
+        command.args(flags);
+        command
+    }
+
     /// Continues the run in `out`.
     pub fn resume(&self, recipe: &[&str], out: &str) -> Command {
         let mut command = ocellus(recipe);

@@ -434,7 +434,7 @@ impl<T: Copy> Shared<T> {
         let stream = |purpose| Stream::new(self.options.seed, purpose, epoch, u64::from(stream));
         let made = catch_unwind(AssertUnwindSafe(|| {
             let captions = self.source.captions(index)?;
-            let image = self.source.load(index)?;
+            let image = self.source.sample(index, &mut stream(Purpose::CLIP))?;
             let values = (self.transform)(&image, &mut stream(Purpose::AUGMENT))?;
             let caption = if self.options.shuffle {
                 stream(Purpose::CAPTION).pick(&captions).cloned()

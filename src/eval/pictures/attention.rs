@@ -1,8 +1,8 @@
 //! What the class token attends to in the last block, head by head, over the image.
 
 use super::{PAD, SIDE, batch};
+use crate::data::planes::bilinear;
 use crate::data::{Image, contact};
-use crate::eval::upsample::bilinear;
 use crate::recipes::Encoder;
 use crate::{Error, Result};
 
@@ -23,7 +23,7 @@ pub fn overlay(image: &Image, map: &[f32], grid: [usize; 2]) -> Result<Image> {
     }
     let (low, high) = map.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
     let strength = |v: f32| if high > low { f64::from((v - low) / (high - low)) } else { 0.0 };
-    let strengths = bilinear(map, grid, [image.height, image.width]).into_iter().map(strength);
+    let strengths = bilinear(map, grid, [image.height, image.width])?.into_iter().map(strength);
     let mut data = Vec::with_capacity(image.data.len());
     for (pixel, strength) in image.data.chunks_exact(3).zip(strengths) {
         let gray = pixel.iter().map(|v| f64::from(*v)).sum::<f64>() / 3.0;

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::confusion::IGNORED;
 use crate::data::label_map::LabelMap;
-use crate::eval::upsample::taps;
+use crate::data::planes::taps;
 use crate::{Error, Result, Tensor};
 
 /// Loss of a batch and its gradient by the logits.

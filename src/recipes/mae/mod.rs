@@ -3,6 +3,7 @@
 pub mod classifier;
 pub mod config;
 pub mod finetune;
+pub mod hiera;
 pub mod load;
 mod model;
 pub mod picture;

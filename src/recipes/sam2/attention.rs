@@ -1,0 +1,99 @@
+//! Attention between two sets of tokens, with and without rotary positions.
+
+use crate::nn::{Builder, Linear, PerSize, UniformSequences};
+use crate::ops::attention::{KeyValues, Packing, cross_attention};
+use crate::ops::rope::{Place, axial_table, rope};
+use crate::{Error, Result, Tape, Tensor, Var, module};
+
+/// Sizes of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionSizes {
+    /// Channels of queries before their projection, and of the result.
+    pub dim: usize,
+    /// Channels of keys and values before theirs.
+    pub kv_dim: usize,
+    /// Channels between the projections, of all heads together.
+    pub inner: usize,
+    /// Heads.
+    pub heads: usize,
+}
+
+/// `out(softmax(q · kᵀ / √d) · v)` with a projection of each of queries, keys and values.
+///
+/// Source: `sam2/modeling/sam/transformer.py`, `Attention` and `RoPEAttention`.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    /// `[inner, dim]`.
+    pub q_proj: Linear,
+    /// `[inner, kv_dim]`.
+    pub k_proj: Linear,
+    /// `[inner, kv_dim]`.
+    pub v_proj: Linear,
+    /// `[dim, inner]`.
+    pub out_proj: Linear,
+    sizes: AttentionSizes,
+    queries: UniformSequences,
+    keys: UniformSequences,
+    tables: PerSize<Tensor>,
+}
+module!(Attention { q_proj, k_proj, v_proj, out_proj });
+
+/// How queries and keys are rotated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rotation {
+    /// Columns and rows of the grid that the queries are; keys are the same grid, as often as it fits.
+    pub grid: [usize; 2],
+    /// Keys at the end that have no place on the grid.
+    pub excluded: usize,
+    /// Base of the frequencies.
+    pub theta: f64,
+}
+
+impl Attention {
+    /// A layer below `b`.
+    ///
+    /// # Errors
+    /// When the heads do not divide the inner width.
+    pub fn new(b: &Builder, sizes: AttentionSizes) -> Result<Self> {
+        let AttentionSizes { dim, kv_dim, inner, heads } = sizes;
+        if heads == 0 || !inner.is_multiple_of(heads) {
+            return Err(Error::config("num_heads", heads, format!("a divisor of the width {inner}")));
+        }
+        Ok(Self {
+            q_proj: Linear::torch(&b.pp("q_proj"), dim, inner)?,
+            k_proj: Linear::torch(&b.pp("k_proj"), kv_dim, inner)?,
+            v_proj: Linear::torch(&b.pp("v_proj"), kv_dim, inner)?,
+            out_proj: Linear::torch(&b.pp("out_proj"), inner, dim)?,
+            sizes,
+            queries: UniformSequences::default(),
+            keys: UniformSequences::default(),
+            tables: PerSize::default(),
+        })
+    }
+
+    /// Queries `q: [B, N, dim]` attend to `k, v: [B, M, kv_dim]`; returns `[B, N, dim]`.
+    pub fn forward(&self, tape: &Tape, q: &Var, k: &Var, v: &Var, rotation: Option<Rotation>) -> Result<Var> {
+        let AttentionSizes { inner, heads, .. } = self.sizes;
+        let [batch, n, _] = q.value().dims("attention", "q")?;
+        let [_, m, _] = k.value().dims("attention", "k")?;
+        let (head, device) = (inner / heads, q.value().device().clone());
+        let project = |layer: &Linear, x: &Var, rows: usize| {
+            layer.forward(tape, x, None)?.reshape([batch * rows, 1, heads, head])
+        };
+        let (mut q, mut k) = (project(&self.q_proj, q, n)?, project(&self.k_proj, k, m)?);
+        let v = project(&self.v_proj, v, m)?;
+        if let Some(Rotation { grid: [w, h], excluded, theta }) = rotation {
+            let table = self.tables.get(w, h, &device, || axial_table(head, w, h, theta, &device))?;
+            q = rope(tape, q, &table, Place { sequence: n, excluded: 0 })?;
+            k = rope(tape, k, &table, Place { sequence: m, excluded })?;
+        }
+        let rows = |x: &Var, rows: usize| x.reshape([batch * rows, heads, head]);
+        let (queries, keys) = (self.queries.get(batch, n, &device)?, self.keys.get(batch, m, &device)?);
+        let of_q = Packing { cu_seqlens: &queries.cu_seqlens, max_seqlen: queries.max };
+        let of_k = Packing { cu_seqlens: &keys.cu_seqlens, max_seqlen: keys.max };
+        let kv = (rows(&k, m)?, rows(&v, m)?);
+        let kv = KeyValues::Apart(&kv.0, &kv.1);
+        let y = cross_attention(tape, &rows(&q, n)?, kv, of_q, of_k, (head as f32).powf(-0.5))?;
+        self.out_proj.forward(tape, &y.reshape([batch, n, inner])?, None)
+    }
+}
