@@ -1,8 +1,9 @@
-// Convolution of every channel by a kernel of its own: y[b, i, j, c] = bias[c] + Σ w[c, u, v] · x[b, i + u - r, j + v - r, c],
-// kernels of side 2r + 1, zeros outside of the maps. Reference and gradient: src/ops/depthwise_conv2d.
-// Lanes have channels, 16 bytes each. Kernels are turned to [taps, channels] first, so that a tap is a vector as well; the
-// gradient of x is the same convolution with the taps in reverse order. Gradients of the kernels are sums over all pixels
-// in two launches: of a few lines each, and of those parts.
+// Convolution of every channel by a kernel of its own, of side 2r + 1, zeros outside of the maps:
+// y[b, i, j, c] = bias[c] + Σ w[c, u, v] · x[b, i + u - r, j + v - r, c].
+// Reference and gradient: src/ops/depthwise_conv2d.
+// Lanes have channels, 16 bytes each. Kernels are turned to [taps, channels] first, so that a tap is a vector as well;
+// the gradient of x is the same convolution with the taps in reverse order. Gradients of the kernels are sums over all
+// pixels in two launches: of a few lines each, and of those parts.
 // narrow-ok: depthwise_conv2d_taps_* the kernels, a few kilobytes
 // narrow-ok: depthwise_conv2d_bwd_reduce_f32 a lane per column of a few partial sums
 #include "rows.cuh"
@@ -27,8 +28,8 @@ __device__ void depthwise_conv2d_taps(const DepthwiseConv2dTaps& a) {
 }
 KERNEL_PER_DTYPE(depthwise_conv2d_taps, DepthwiseConv2dTaps)
 
-// N channels of COUNT pixels from column `x` on of the line that begins at *line; zeros where the line has none. A column
-// left of the line wraps around to one far right of it.
+// N channels of COUNT pixels from column `x` on of the line that begins at *line; zeros where the line has none. A
+// column left of the line wraps around to one far right of it.
 template <int COUNT, class T, int N>
 __device__ __forceinline__ void load_pixels(
     Vec<T, N> (&to)[COUNT], const T* line, unsigned x, unsigned width, unsigned channels) {
@@ -39,7 +40,8 @@ __device__ __forceinline__ void load_pixels(
     }
 }
 
-// ACROSS pixels in a row as f32, of which the first makes room for the one after the last: pixel n is at place n % ACROSS.
+// ACROSS pixels in a row as f32, of which the first makes room for the one after the last: pixel n is at place
+// n % ACROSS.
 template <int N>
 struct Window {
     float pixel[ACROSS][N];
@@ -129,8 +131,8 @@ struct DepthwiseConv2dBwd {
     unsigned height, width, channels, kernel;
 };
 
-// A warp has ACROSS neighbouring taps in a row of the kernels, and walks over the lines of its block, ACROSS pixels at a
-// time. The first warp of the middle row, under which all lines lie, has the bias as well.
+// A warp has ACROSS neighbouring taps in a row of the kernels, and walks over the lines of its block, ACROSS pixels at
+// a time. The first warp of the middle row, under which all lines lie, has the bias as well.
 template <class T>
 __device__ void depthwise_conv2d_bwd(const DepthwiseConv2dBwd& a) {
     const unsigned groups = (a.kernel + ACROSS - 1) / ACROSS, reach = a.kernel / 2, warps = blockDim.x / WARP;

@@ -1,5 +1,5 @@
-// The maximum over squares of two by two pixels: y[b, i, j] = max x[b, 2i + u, 2j + v], a last odd row or column dropped.
-// A byte says which of the four it was. Reference and gradient: src/ops/max_pool2d.
+// The maximum over squares of two by two pixels: y[b, i, j] = max x[b, 2i + u, 2j + v], a last odd row or column
+// dropped. A byte says which of the four it was. Reference and gradient: src/ops/max_pool2d.
 #include "common.cuh"
 
 struct MaxPool2dFwd {

@@ -1,14 +1,14 @@
 // Windows of feature maps as rows of a matrix, and back: cols[b, oy, ox, (c·k + ky)·k + kx] = x[b, oy·s + ky - p,
 // ox·s + kx - p, c], zero outside of the maps. Reference and gradient: src/ops/unfold.
-// The matrix has up to (k / s)² times the elements of the maps. Writing it, the matrix is the side with whole vectors, and
-// the maps, of which a block reads a few lines, come from the L1 cache. Summing it up, each sum is a lane's, and what
-// neighbouring lanes and lines leave of a sector of the matrix is read by the same block: again from the L1 cache.
+// The matrix has up to (k / s)² times the elements of the maps. Writing it, the matrix is the side with whole vectors,
+// and the maps, of which a block reads a few lines, come from the L1 cache. Summing it up, each sum is a lane's, and
+// what neighbouring lanes and lines leave of a sector of the matrix is read by the same block: again from the L1 cache.
 // narrow-ok: unfold_bwd_* a lane per element: channels lie k·k elements apart in the matrix
 #include "common.cuh"
 
 struct Unfold {
-    const void* from;  // forward: x [B, height, width, channels] T; backward: cols [B, down, across, channels·kernel²] T
-    void* to;          // the other
+    const void* from;  // forward: x [B, height, width, channels] T; backward: cols [B, down, across, values] T
+    void* to;          // the other; values = channels · kernel · kernel
     unsigned height, width, channels;
     unsigned down, across;  // positions of the window
     unsigned kernel, stride, padding;
@@ -21,9 +21,9 @@ struct Unfold {
 // Added to a coordinate, gives one that is right of every map: sides are below it.
 #define OUTSIDE 0x80000000u
 
-// A block has a line of positions of the window, or a part of it. A thread writes the same entries of one unit of `rows`
-// positions after the other, so it works out once where they are. A column left of the map wraps around to one far right
-// of it.
+// A block has a line of positions of the window, or a part of it. A thread writes the same entries of one unit of
+// `rows` positions after the other, so it works out once where they are. A column left of the map wraps around to one
+// far right of it.
 template <class T, int N>
 __device__ __forceinline__ void unfold(const Unfold& a) {
     const unsigned area = a.kernel * a.kernel, values = a.channels * area;
@@ -74,8 +74,8 @@ __device__ void unfold_fwd(const Unfold& a) {
 }
 KERNEL_PER_DTYPE(unfold_fwd, Unfold)
 
-// A thread has one element of each line of its block. Over pixel y lie the positions oy with oy·s + ky = y + p: the taps ky
-// have the remainder of y + p by the stride. A position above the first wraps around to one far below the last.
+// A thread has one element of each line of its block. Over pixel y lie the positions oy with oy·s + ky = y + p: the
+// taps ky have the remainder of y + p by the stride. A position above the first wraps around to one far below the last.
 template <class T>
 __device__ void unfold_bwd(const Unfold& a) {
     const unsigned length = a.width * a.channels, area = a.kernel * a.kernel;
@@ -91,7 +91,8 @@ __device__ void unfold_bwd(const Unfold& a) {
             float sum = 0.f;
             for (unsigned ky = rest_y, oy = position_y; ky < a.kernel; ky += a.stride, --oy) {
                 if (oy >= a.down) continue;
-                const T* cols = in<T>(a.from) + (size_t(image) * a.down + oy) * a.across * values + c * area + ky * a.kernel;
+                const T* cols = in<T>(a.from) + (size_t(image) * a.down + oy) * a.across * values;
+                cols += c * area + ky * a.kernel;
                 for (unsigned kx = rest_x, ox = position_x; kx < a.kernel; kx += a.stride, --ox)
                     if (ox < a.across) sum += to_f32(cols[ox * values + kx]);
             }

@@ -3,8 +3,8 @@
 #include "rows.cuh"
 
 struct WindowPartition {
-    const void* from;  // forward: x [B, height, width, channels] T; backward: y [B·down·across, window, window, channels] T
-    void* to;          // the other
+    const void* from;  // forward: x [B, height, width, channels] T; backward: y [windows, window, window, channels] T
+    void* to;          // the other; windows = B · down · across
     unsigned lines;    // of all windows
     unsigned height, width, channels;
     unsigned window;        // side
@@ -27,8 +27,8 @@ __device__ __forceinline__ void copy(T* y, const T* x, unsigned n) {
     }
 }
 
-// A line of a window lies in one piece on either side; it is a warp's. N divides the channels, so a line starts and ends
-// with a whole vector.
+// A line of a window lies in one piece on either side; it is a warp's. N divides the channels, so a line starts and
+// ends with a whole vector.
 template <class T, int N, bool FORWARD>
 __device__ __forceinline__ void move_line(const WindowPartition& a) {
     const unsigned line = warp_row();

@@ -11,8 +11,8 @@ use crate::{DType, Result, Tensor};
 
 /// Threads of a block that turns kernels; not measured yet.
 const THREADS: u32 = 256;
-/// Pixels of a line that a warp works on at once, and taps of a row: `ACROSS` in the kernel. Four of each keep 11 vectors
-/// in registers, which is what 128 of them hold.
+/// Pixels of a line that a warp works on at once, and taps of a row: `ACROSS` in the kernel. Four of each
+/// take 64 registers of a lane with 16-bit types, beside the vectors on their way; not measured yet.
 const ACROSS: usize = 4;
 /// Lines of a block of the forward, a warp each: `LINES` in the kernel. With the three above and below that a kernel of
 /// seven reaches, a block reads 14 lines for 8; not measured yet.
@@ -130,8 +130,8 @@ fn convolve(x: &Tensor, taps: &Tensor, bias: Option<&Tensor>, dims: Dims, y: &mu
     };
     let args = FwdArgs { height: height as u32, width: width as u32, ..args };
     let grid = fwd_grid(batch, height, width, args.channels)?;
-    // SAFETY: `Dims::check` took the extents of struct DepthwiseConv2dFwd from x; y is like x, taps are from `taps`, on the
-    // same stream, and `forward` in mod.rs found the bias to be [C].
+    // SAFETY: `Dims::check` took the extents of struct DepthwiseConv2dFwd from x; y is like x, taps are from `taps`, on
+    // the same stream, and `forward` in mod.rs found the bias to be [C].
     unsafe { x.device().launch(OP, "depthwise_conv2d_fwd", x.dtype(), grid, &args) }
 }
 

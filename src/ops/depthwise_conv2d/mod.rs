@@ -1,8 +1,9 @@
 //! Convolution of every channel by a kernel of its own.
 //!
-//! `y[b, i, j, c] = bias[c] + Σ_{u, v} w[c, u, v] · x[b, i + u - r, j + v - r, c]` with kernels of odd side `k = 2r + 1`
-//! and zeros outside of `x`. Gradients: `dx` is the same sum over `dy` with kernels turned by half a turn,
-//! `dw[c, u, v] = Σ_{b, i, j} dy[b, i, j, c] · x[b, i + u - r, j + v - r, c]` and `dbias[c] = Σ_{b, i, j} dy[b, i, j, c]`.
+//! `y[b, i, j, c] = bias[c] + Σ_{u, v} w[c, u, v] · x[b, i + u - r, j + v - r, c]` with kernels of odd side
+//! `k = 2r + 1` and zeros outside of `x`. Gradients: `dx` is the same sum over `dy` with kernels turned by half a turn,
+//! `dw[c, u, v] = Σ_{b, i, j} dy[b, i, j, c] · x[b, i + u - r, j + v - r, c]` and
+//! `dbias[c] = Σ_{b, i, j} dy[b, i, j, c]`.
 //!
 //! Source: ConvNeXt blocks, Liu et al. 2022, arXiv 2201.03545, section 2.5; in SAM 2 they fuse a mask into features.
 
@@ -54,8 +55,8 @@ impl Dims {
     }
 }
 
-/// `x: [B, H, W, C]` convolved with `w: [C, 1, k, k]`, `k` odd, plus `b: [C]`; returns `[B, H, W, C]`: stride 1 and `k / 2`
-/// zeros around the maps.
+/// `x: [B, H, W, C]` convolved with `w: [C, 1, k, k]`, `k` odd, plus `b: [C]`; returns `[B, H, W, C]`: stride 1 and
+/// `k / 2` zeros around the maps.
 ///
 /// dtypes: f32, bf16, f16 (f64 on the CPU), the same for all; sums are f32. Saves `x` and `w`. The gradients of `w` and
 /// `b` are f32 and summed in a fixed order: deterministic.

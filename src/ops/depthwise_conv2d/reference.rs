@@ -1,5 +1,5 @@
-//! Plain loops over lines of the maps with the channels innermost. Blocks of lines are fixed, so sums do not depend on the
-//! number of threads.
+//! Plain loops over lines of the maps with the channels innermost. Blocks of lines are fixed, so sums do not depend on
+//! the number of threads.
 
 use std::ops::Range;
 
@@ -107,7 +107,8 @@ pub(super) fn backward_w(dy: &Tensor, x: &Tensor, dims: Dims, dw: &mut Tensor, d
                         for v in 0..kernel {
                             let part = &mut of_taps[(u * kernel + v) * channels..][..channels];
                             // Output columns whose tap `v` lies on the map, and the first of those below.
-                            let columns = (kernel / 2).saturating_sub(v)..width.min((width + kernel / 2).saturating_sub(v));
+                            let end = width.min((width + kernel / 2).saturating_sub(v));
+                            let columns = (kernel / 2).saturating_sub(v)..end;
                             let Some(below) = (columns.start + v).checked_sub(kernel / 2) else { continue };
                             if columns.is_empty() {
                                 continue;

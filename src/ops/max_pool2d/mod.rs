@@ -1,11 +1,11 @@
 //! The maximum over squares of two by two pixels.
 //!
-//! `y[b, i, j, c] = max x[b, 2i + u, 2j + v, c]` over `u, v` in {0, 1}; a last odd row or column is dropped. The gradient
-//! goes to the first maximum in the order `(u, v)`, all others and dropped pixels get zero. A NaN counts as larger than
-//! everything, and of several the last one does: so PyTorch has it.
+//! `y[b, i, j, c] = max x[b, 2i + u, 2j + v, c]` over `u, v` in {0, 1}; a last odd row or column is dropped. The
+//! gradient goes to the first maximum in the order `(u, v)`, all others and dropped pixels get zero. A NaN counts as
+//! larger than everything, and of several the last one does: so PyTorch has it.
 //!
-//! Source: pooling of queries and of the shortcut in Hiera, Ryali et al. 2023, arXiv 2306.00989, section 3; behaviour of
-//! `torch.nn.functional.max_pool2d(x, 2, 2)`.
+//! Source: pooling of queries and of the shortcut in Hiera, Ryali et al. 2023, arXiv 2306.00989, section 3; behaviour
+//! of `torch.nn.functional.max_pool2d(x, 2, 2)`.
 
 mod case;
 mod launch;
@@ -44,9 +44,9 @@ impl Dims {
 
 /// Maximum of each two by two pixels of `x: [B, H, W, C]`; returns `[B, H / 2, W / 2, C]`, sides rounded down.
 ///
-/// dtypes: f32, bf16, f16 (f64 on the CPU); an exact copy. Deterministic. Saves a byte per element of the result, which of
-/// the four it was: `x` would be four elements, and pooling is mostly the only one that would keep it. Where no gradient is
-/// wanted, the bytes are not made.
+/// dtypes: f32, bf16, f16 (f64 on the CPU); an exact copy. Deterministic. Saves a byte per element of the result, which
+/// of the four it was: `x` would be four elements, and pooling is mostly the only one that would keep it. Where no
+/// gradient is wanted, the bytes are not made.
 ///
 /// # Errors
 /// When `x` is not of a float type or has other than 4 axes.

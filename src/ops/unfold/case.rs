@@ -44,8 +44,8 @@ pub fn fold_case(maps: [usize; 4], window: Window) -> Case {
         .terms(overlap(window))
 }
 
-/// SAM 2 at 1024 x 1024 pixels: patch embedding, the four convolutions of the mask downsampler, those of a mask given as
-/// prompt, and the transposed convolutions of the mask decoder.
+/// SAM 2 at 1024 x 1024 pixels: patch embedding, the four convolutions of the mask downsampler, those of a mask given
+/// as prompt, and the transposed convolutions of the mask decoder.
 pub fn cases() -> Vec<Case> {
     let tiles = |kernel| Window { kernel, stride: kernel, padding: 0 };
     let halving = Window { kernel: 3, stride: 2, padding: 1 };

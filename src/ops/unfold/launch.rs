@@ -56,8 +56,8 @@ impl Unit {
     }
 }
 
-/// Lines of positions in x; threads for the vectors of a unit, in y those that are more than a block has; parts of a line
-/// in z.
+/// Lines of positions in x; threads for the vectors of a unit, in y those that are more than a block has; parts of a
+/// line in z.
 pub(super) fn fwd_grid(lines: u32, values: usize, across: usize, unit: Unit) -> Result<Launch> {
     let vectors = unit.rows * values / unit.vector;
     let slots = (THREADS / vectors.max(1)).max(1);
@@ -104,8 +104,8 @@ pub(super) fn forward(x: &Tensor, dims: Dims, cols: &mut Tensor) -> Result<()> {
     let unit = Unit::of(dims.values(), across, x.dtype());
     let grid = fwd_grid(count32(OP, "x", dims.batch * down)?, dims.values(), across, unit)?;
     let args = args(OP, "x", x, cols, dims, unit)?;
-    // SAFETY: `Dims::check` took the extents of struct Unfold from x, and `forward` in mod.rs made cols of them; `Unit::of`
-    // chose vectors that lines of cols are whole ones of.
+    // SAFETY: `Dims::check` took the extents of struct Unfold from x, and `forward` in mod.rs made cols of them;
+    // `Unit::of` chose vectors that lines of cols are whole ones of.
     unsafe { x.device().launch(OP, "unfold_fwd", x.dtype(), grid, &args) }
 }
 

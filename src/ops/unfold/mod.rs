@@ -1,15 +1,15 @@
 //! Windows of feature maps as rows of a matrix (im2col), and its adjoint, which puts such rows back and adds them where
 //! windows overlap: with [`linear`](crate::ops::linear) these are convolutions and transposed convolutions.
 //!
-//! `cols[b, oy, ox, (c·k + ky)·k + kx] = x[b, oy·s + ky - p, ox·s + kx - p, c]`, zero outside of `x`, for a window of side
-//! `k`, stride `s` and padding `p`. The adjoint is `x[b, y, x, c] = Σ cols[b, oy, ox, (c·k + ky)·k + kx]` over all
+//! `cols[b, oy, ox, (c·k + ky)·k + kx] = x[b, oy·s + ky - p, ox·s + kx - p, c]`, zero outside of `x`, for a window of
+//! side `k`, stride `s` and padding `p`. The adjoint is `x[b, y, x, c] = Σ cols[b, oy, ox, (c·k + ky)·k + kx]` over all
 //! `oy·s + ky - p = y`, `ox·s + kx - p = x`. Each is the other's gradient.
 //!
-//! The order `(c, ky, kx)` is that of a flattened convolution kernel: a weight `[out, in, k, k]` read as `[out, in·k·k]`
-//! gives the convolution of feature maps by a linear layer.
+//! The order `(c, ky, kx)` is that of a flattened convolution kernel: a weight `[out, in, k, k]` read as
+//! `[out, in·k·k]` gives the convolution of feature maps by a linear layer.
 //!
-//! Source: Chellapilla, Puri and Simard 2006, "High performance convolutional neural networks for document processing",
-//! section 2.1; order as `torch.nn.Unfold` and `torch.nn.Fold`.
+//! Source: Chellapilla, Puri and Simard 2006, "High performance convolutional neural networks for document processing";
+//! order as `torch.nn.Unfold` and `torch.nn.Fold`.
 
 mod case;
 mod launch;
@@ -100,8 +100,8 @@ impl Dims {
     }
 }
 
-/// The windows of `x: [B, H, W, C]` as rows: `[B, OH, OW, C·k·k]` in the order `(c, ky, kx)`, zero where a window leaves
-/// the map; `OH = (H + 2p - k) / s + 1`, rounded down, and `OW` likewise.
+/// The windows of `x: [B, H, W, C]` as rows: `[B, OH, OW, C·k·k]` in the order `(c, ky, kx)`, zero where a window
+/// leaves the map; `OH = (H + 2p - k) / s + 1`, rounded down, and `OW` likewise.
 ///
 /// dtypes: f32, bf16, f16 (f64 on the CPU); an exact copy. Saves nothing. Deterministic; the gradient is [`fold`].
 ///
@@ -117,12 +117,13 @@ pub fn unfold(tape: &Tape, x: &Var, window: Window) -> Result<Var> {
 }
 
 /// Rows of windows back at their places in maps `size: [H, W]`: `cols: [B, OH, OW, C·k·k]` become `[B, H, W, C]`, where
-/// each pixel is the sum of all entries that lie on it and zero where none does. What lies outside of the map is dropped.
+/// each pixel is the sum of all entries that lie on it and zero where none does. What lies outside of the map is
+/// dropped.
 ///
 /// A transposed convolution whose stride is its kernel is a linear layer and this.
 ///
-/// dtypes: f32, bf16, f16 (f64 on the CPU); sums are f32. Saves nothing. Every pixel gathers its entries in the order of
-/// `(ky, kx)`: deterministic; the gradient is [`unfold`].
+/// dtypes: f32, bf16, f16 (f64 on the CPU); sums are f32. Saves nothing. Every pixel gathers its entries in the order
+/// of `(ky, kx)`: deterministic; the gradient is [`unfold`].
 ///
 /// # Errors
 /// When `cols` does not hold the windows of maps of that size.

@@ -67,7 +67,9 @@ fn gradients_match_finite_differences() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(6))]
     #[test]
-    fn matches_the_oracle(b in 1usize..3, h in 1usize..9, w in 1usize..9, c in 1usize..12, k in 1usize..4, s in 1usize..4) {
+    fn matches_the_oracle(
+        b in 1usize..3, h in 1usize..9, w in 1usize..9, c in 1usize..12, k in 1usize..4, s in 1usize..4,
+    ) {
         let window = window(k, s, k / 2);
         check(&case([b, h, w, c], window)).unwrap();
         check(&fold_case([b, h, w, c], window)).unwrap();

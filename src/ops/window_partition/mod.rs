@@ -1,8 +1,8 @@
 //! Feature maps cut into square windows, and put together again.
 //!
-//! `y[(b·nh + j)·nw + i, wy, wx, c] = x[b, j·w + wy, i·w + wx, c]` for windows of side `w`, `nh = ⌈H / w⌉` of them down and
-//! `nw = ⌈W / w⌉` across, zero right of the map and below it. The way back drops what lies there. Each is the other's
-//! gradient.
+//! `y[(b·nh + j)·nw + i, wy, wx, c] = x[b, j·w + wy, i·w + wx, c]` for windows of side `w`, `nh = ⌈H / w⌉` of them down
+//! and `nw = ⌈W / w⌉` across, zero right of the map and below it. The way back drops what lies there. Each is the
+//! other's gradient.
 //!
 //! Source: window attention of Hiera, Ryali et al. 2023, arXiv 2306.00989, with the padding of ViTDet, Li et al. 2022,
 //! arXiv 2203.16527, as in `sam2/modeling/backbones/utils.py`.
@@ -51,8 +51,8 @@ impl Dims {
     }
 }
 
-/// Windows of `x: [B, H, W, C]` as `[B·nh·nw, w, w, C]`, those of a map in rows from the left and the top; zeros fill the
-/// windows of a map whose sides are no multiples of `window`.
+/// Windows of `x: [B, H, W, C]` as `[B·nh·nw, w, w, C]`, those of a map in rows from the left and the top; zeros fill
+/// the windows of a map whose sides are no multiples of `window`.
 ///
 /// dtypes: f32, bf16, f16 (f64 on the CPU); an exact copy. Saves nothing. Deterministic; the gradient is
 /// [`window_unpartition`].
@@ -66,8 +66,8 @@ pub fn window_partition(tape: &Tape, x: &Var, window: usize) -> Result<Var> {
     Ok(tape.record(OP, y, &[x], [], move |dy, [], grads| grads.add(to_x, backward(&dy, [height, width])?)))
 }
 
-/// Maps `[B, H, W, C]` of `size: [H, W]` from their windows `y: [B·nh·nw, w, w, C]`; what lies right of a map and below it
-/// is dropped. The windows may have another side than those the map was cut into: pooling halves it.
+/// Maps `[B, H, W, C]` of `size: [H, W]` from their windows `y: [B·nh·nw, w, w, C]`; what lies right of a map and below
+/// it is dropped. The windows may have another side than those the map was cut into: pooling halves it.
 ///
 /// dtypes: f32, bf16, f16 (f64 on the CPU); an exact copy. Saves nothing. Deterministic; the gradient is
 /// [`window_partition`].
