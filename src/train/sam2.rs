@@ -14,6 +14,7 @@ use crate::ops::adamw::Hyper;
 use crate::optim::AdamW;
 use crate::optim::schedule::Cosine;
 use crate::recipes::Task;
+use crate::recipes::mae::load::read;
 use crate::recipes::sam2::{Config, Draw, Pretrain, Sam2, load, picture};
 use crate::{DType, Device, Result};
 
@@ -62,7 +63,7 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     let pictures = samples.map(|samples| Box::new(move |model: &Sam2| draw(model, &samples)) as Draw);
     let mut task = Pretrain::new(config, device, dtype, pictures)?;
     if let (Some(init), None) = (&config.init, state(&found)) {
-        load::initialise(&mut task.model, &checkpoint::read(init)?)?;
+        load::initialise(&mut task.model, &read(init)?)?;
     }
     let mut optimizer = AdamW::new(Hyper { beta1: 0.9, beta2: 0.999, eps: 1e-8 }, config.rules());
     let create = || RunDir::create(&config.out, config, data.identity(), config.keep);

@@ -84,7 +84,11 @@ pub fn weights(path: &Path) -> Result<Weights> {
     Ok(Weights { dict, sizes, norm_pix })
 }
 
-fn read(path: &Path) -> Result<StateDict> {
+/// The weights of a run, of the newest intact checkpoint where it has not finished, or of any file or folder.
+///
+/// # Errors
+/// When there are none, or they are damaged.
+pub fn read(path: &Path) -> Result<StateDict> {
     let finished = path.join("upstream.safetensors");
     if finished.is_file() {
         return checkpoint::read(finished);

@@ -5,8 +5,9 @@ use std::path::Path;
 use super::config::{Options, Preset, Sizes};
 use super::decoder::Stability;
 use super::model::Sam2;
-use crate::checkpoint::{self, LoadOptions, StateDict, load_into, sam2};
+use crate::checkpoint::{LoadOptions, StateDict, load_into, sam2};
 use crate::nn::{Builder, Module};
+use crate::recipes::mae::load::read;
 use crate::{DType, Device, Error, Result};
 
 /// Metadata key of sizes as JSON.
@@ -95,7 +96,7 @@ impl Use {
 /// # Errors
 /// When they are no SAM-2 weights, or one is missing.
 pub fn model(path: &Path, device: &Device, dtype: DType, image_size: Option<usize>, used: Use) -> Result<Sam2> {
-    let dict = checkpoint::read(path)?;
+    let dict = read(path)?;
     let (mut sizes, options) = match marked(&dict)? {
         Some(marked) => marked,
         None => {
