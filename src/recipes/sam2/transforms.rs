@@ -23,7 +23,7 @@ pub fn image(image: &Image, side: usize, normalise: &Normalise) -> Result<Vec<f3
 /// A frame of a video as planes `[3, side, side]`: Pillow's bicubic, in bytes.
 ///
 /// # Errors
-/// As [`image`].
+/// As [`image()`].
 pub fn frame(image: &Image, side: usize, normalise: &Normalise) -> Result<Vec<f32>> {
     Ok(normalise.apply(&resize(image, image.rect(), side, side, Filter::Bicubic)?))
 }
