@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::video_masks::{Scores, object};
+use super::video_masks::{BOUNDARY, Scores, contour, radius, region};
 use crate::data::Image;
 use crate::data::augment::Normalise;
 use crate::data::binary_mask::BinaryMask;
@@ -15,9 +15,6 @@ use crate::recipes::sam2::transforms::{frame, mask_of_frame};
 use crate::recipes::sam2::video::FrameMasks;
 use crate::recipes::sam2::{Sam2, Video as Tracker, VideoOptions};
 use crate::{DType, Error, Result, Tensor};
-
-/// Share of a picture's diagonal that outlines may be apart.
-pub const BOUNDARY: f64 = 0.008;
 
 /// A frame as the model reads it.
 ///
@@ -104,7 +101,7 @@ pub struct VideoScores {
     pub name: String,
     /// Of each object that is seen in a frame that counts, by number.
     pub objects: Vec<(u16, Scores)>,
-    /// Frames per second of the tracking, frames being read included.
+    /// Frames per second: reading a frame and tracking the objects into it.
     pub frames_per_second: f64,
 }
 
@@ -116,16 +113,12 @@ pub type Seen<'a> = &'a mut dyn FnMut(usize, &Image, &BTreeMap<i64, BinaryMask>)
 /// # Errors
 /// When a frame or mask cannot be read.
 pub fn evaluate(model: &Sam2, video: &Video, options: VideoOptions, seen: Seen) -> Result<VideoScores> {
-    let begun = std::time::Instant::now();
     let annotated: Vec<usize> = video.annotated().collect();
-    let mut truth: BTreeMap<usize, BTreeMap<u16, BinaryMask>> = BTreeMap::new();
     let mut firsts: BTreeMap<u16, usize> = BTreeMap::new();
     for &at in &annotated {
-        let objects = video.objects(at)?;
-        for (&id, _) in objects.iter().filter(|(_, mask)| mask.area() > 0) {
+        for (id, _) in video.objects(at)?.into_iter().filter(|(_, mask)| mask.area() > 0) {
             firsts.entry(id).or_insert(at);
         }
-        truth.insert(at, objects);
     }
     let start = firsts.values().copied().min().ok_or_else(|| Error::Dataset {
         path: video.frames[0].clone(),
@@ -135,35 +128,57 @@ pub fn evaluate(model: &Sam2, video: &Video, options: VideoOptions, seen: Seen) 
     let size = [first.height, first.width];
     let empty = BinaryMask::new(first.width, first.height, vec![false; first.width * first.height])?;
     let mut tracker = Tracker::new(model, size, Some(video.frames.len()), options);
-    let mut found: BTreeMap<u16, Vec<BinaryMask>> = firsts.keys().map(|&id| (id, vec![])).collect();
-    let mut expected = found.clone();
-    let mut tracked = 0usize;
+    let mut scored: BTreeMap<u16, Object> = firsts.keys().map(|&id| (id, Object::default())).collect();
+    let (mut tracked, mut seconds) = (0usize, 0.0);
+    // The first and the last frame with masks do not count.
+    let counts = annotated.get(1..annotated.len().saturating_sub(1)).unwrap_or(&[]);
     for at in 0..video.frames.len() {
+        let truth = video.objects(at)?;
         let mut masks = BTreeMap::new();
         if at >= start {
+            let begun = std::time::Instant::now();
             let image = video.frame(at)?;
             let input = model_frame(model, &image)?;
             for (&id, _) in firsts.iter().filter(|(_, first)| **first == at) {
-                tracker.add_mask(at as i64, &input, id.into(), &model_mask(model, &truth[&at][&id])?)?;
+                tracker.add_mask(at as i64, &input, id.into(), &model_mask(model, &truth[&id])?)?;
             }
             masks = masks_of(&tracker.step(at as i64, &input, false)?)?;
-            tracked += 1;
+            (tracked, seconds) = (tracked + 1, seconds + begun.elapsed().as_secs_f64());
             seen(at, &image, &masks)?;
         }
-        let Some(objects) = truth.get(&at) else { continue };
-        for (id, all) in &mut found {
-            all.push(masks.get(&i64::from(*id)).unwrap_or(&empty).clone());
-            expected.entry(*id).or_default().push(objects.get(id).unwrap_or(&empty).clone());
+        if counts.contains(&at) {
+            for (id, object) in &mut scored {
+                object.frame(truth.get(id).unwrap_or(&empty), masks.get(&i64::from(*id)).unwrap_or(&empty))?;
+            }
         }
     }
-    let mut objects = Vec::new();
-    for (id, all) in &found {
-        if let Some(scores) = object(&expected[id], all, BOUNDARY)? {
-            objects.push((*id, scores));
+    let objects = scored.into_iter().filter_map(|(id, object)| Some((id, object.scores()?))).collect();
+    Ok(VideoScores { name: video.name.clone(), objects, frames_per_second: tracked as f64 / f64::max(seconds, 1e-9) })
+}
+
+/// The scores of an object so far: [`video_masks::object`](super::video_masks::object) frame by frame, which holds no masks.
+#[derive(Debug, Default)]
+struct Object {
+    frames: Vec<Scores>,
+    there: bool,
+}
+
+impl Object {
+    /// One more frame that counts. Frames before the object is seen, in truth or prediction, do not.
+    fn frame(&mut self, truth: &BinaryMask, predicted: &BinaryMask) -> Result<()> {
+        if self.frames.is_empty() && truth.area() + predicted.area() == 0 {
+            return Ok(());
         }
+        let near = radius([truth.height(), truth.width()], BOUNDARY);
+        self.frames.push(Scores { j: region(truth, predicted)?, f: contour(truth, predicted, near)? });
+        self.there |= truth.area() > 0;
+        Ok(())
     }
-    let seconds = begun.elapsed().as_secs_f64();
-    Ok(VideoScores { name: video.name.clone(), objects, frames_per_second: tracked as f64 / seconds.max(1e-9) })
+
+    /// The mean; `None` for an object that no frame shows.
+    fn scores(&self) -> Option<Scores> {
+        Scores::mean(&self.frames).filter(|_| self.there)
+    }
 }
 
 /// The mean over the objects of all videos; `None` when none counts.
@@ -178,4 +193,29 @@ pub fn mean(all: &[VideoScores]) -> Option<Scores> {
 /// As [`evaluate`].
 pub fn evaluate_all(model: &Sam2, videos: &Videos, options: VideoOptions) -> Result<Vec<VideoScores>> {
     videos.videos.iter().map(|video| evaluate(model, video, options, &mut |_, _, _| Ok(()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::video_masks::object;
+
+    #[test]
+    fn scores_frame_by_frame_are_those_of_all_frames() {
+        let mask = |from: usize, to: usize| {
+            let inside = |t: usize| (from..to).contains(&(t % 24)) && (4..15).contains(&(t / 24));
+            BinaryMask::new(24, 20, (0..480).map(inside).collect()).unwrap()
+        };
+        // Not seen at first; found too early in the second video; never there in the third.
+        for (truth, found) in [
+            ([(0, 0), (0, 0), (3, 9), (4, 10), (5, 11)], [(0, 0), (0, 0), (3, 8), (6, 12), (0, 0)]),
+            ([(0, 0), (0, 0), (3, 9), (4, 10), (5, 11)], [(0, 0), (2, 4), (3, 9), (0, 0), (5, 11)]),
+            ([(1, 5), (0, 0), (0, 0), (0, 0), (2, 9)], [(1, 5), (0, 0), (3, 8), (0, 0), (0, 0)]),
+        ] {
+            let [truth, found] = [truth, found].map(|v| v.map(|(from, to)| mask(from, to)));
+            let mut each = Object::default();
+            (1..4).for_each(|at| each.frame(&truth[at], &found[at]).unwrap());
+            assert_eq!(each.scores(), object(&truth, &found, BOUNDARY).unwrap());
+        }
+    }
 }

@@ -128,7 +128,8 @@ pub fn image_forward(g: &Golden, device: &Device, report: &mut Report) -> Outcom
     }
     let image = model.without_memory(&tape, &features)?;
     compare_map(g, report, "output.image_embed", image.value());
-    let prompt = Prompt { points: Some(points(g, "input.point_coords", "input.point_labels")?), mask: None };
+    let prompt =
+        Prompt { points: Some(points(g, "input.point_coords", "input.point_labels")?), mask: None, bare: false };
     let objects = image.value().shape()[0];
     let answer = model.answer(&tape, &image, &features.high_res, &prompt, objects, true, Mode::Evaluate)?;
     report.tensor(g, "output.low_res_multimasks", answer.all.masks.value());
@@ -188,7 +189,7 @@ fn step(
         }
     };
     let several = model.options().several(prompt.is_some(), prompt.map_or(0, Points::count));
-    let given = Prompt { points: prompt.cloned(), mask: None };
+    let given = Prompt { points: prompt.cloned(), mask: None, bare: false };
     let answer = model.answer(&tape, &image, &features.high_res, &given, objects, several, mode)?;
     let (masks, scores) = (&answer.high_res_masks, &answer.object_scores);
     let memory = model.remember(&tape, features, masks, scores, prompt.is_some(), mode)?;
@@ -389,7 +390,7 @@ pub fn hf_sam2_model(g: &Golden, device: &Device, report: &mut Report) -> Outcom
                 None
             };
             let objects = points.prompts;
-            let prompt = Prompt { points: Some(points), mask };
+            let prompt = Prompt { points: Some(points), mask, bare: false };
             let decoded = model.decode(&tape, &seen, &own.high_res, &prompt, objects)?.several(&tape)?;
             logits.extend(decoded.masks.value().to_f64()?);
             ious.extend(decoded.ious.value().to_f64()?);

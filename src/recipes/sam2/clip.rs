@@ -11,6 +11,7 @@ use super::prompt::Points;
 use super::track::Ask;
 use crate::nn::Drops;
 use crate::ops::add::add;
+use crate::ops::cast::cast;
 use crate::ops::mask_loss::{Weights, mask_loss};
 use crate::{Error, Result, Tape, Tensor, Var};
 
@@ -160,7 +161,7 @@ impl Sam2 {
         objects: usize,
         points: &mut dyn FnMut(Need) -> Result<Points>,
     ) -> Result<Vec<Answer>> {
-        let mut prompt = Prompt { points: ask.points.cloned(), mask: None };
+        let mut prompt = Prompt { points: ask.points.cloned(), ..Prompt::default() };
         let mut answers: Vec<Answer> = Vec::new();
         for step in 0..=corrections {
             if let Some(last) = answers.last() {
@@ -193,8 +194,11 @@ impl Sam2 {
             self.enlarge(tape, &answer.all.masks)?
         };
         let [count, several, h, w] = masks.value().dims("sam2", "masks")?;
-        let masks = masks.reshape([count, several, h * w])?;
-        mask_loss(tape, &masks, &answer.all.ious, &answer.object_scores, targets, weights, objects)
+        // Masks and losses are in full precision, whatever the model computes in.
+        let full = |x: &Var| cast(tape, x, x.value().dtype().accumulate());
+        let masks = full(&masks)?.reshape([count, several, h * w])?;
+        let (ious, scores) = (full(&answer.all.ious)?, full(&answer.object_scores)?);
+        mask_loss(tape, &masks, &ious, &scores, targets, weights, objects)
     }
 
     /// Targets `[O, S · S]` as masks `[O, S, S, 1]` of zeros and ones.

@@ -167,7 +167,7 @@ impl<'a> ImagePredictor<'a> {
             }
         };
         let tape = Tape::no_grad();
-        let prompt = Prompt { points, mask };
+        let prompt = Prompt { points, mask, bare: true };
         let decoded = self.model.decode(&tape, &self.image, &self.features.high_res, &prompt, count)?;
         let offered = self.model.offered(&tape, &decoded, several, Mode::Evaluate)?;
         let host = |t: &Tensor| t.cast(DType::F32)?.to_device(&crate::Device::Cpu);

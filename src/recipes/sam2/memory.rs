@@ -3,6 +3,7 @@
 use super::memory_attention::Memory;
 use super::model::{Features, Mode, Sam2, TEMPERATURE};
 use super::position::{sine_1d, sine_2d};
+use crate::ops::cast::cast;
 use crate::ops::concat::{concat, slice};
 use crate::ops::embedding::{Lookup, embedding};
 use crate::ops::select_rows::select_rows;
@@ -34,7 +35,8 @@ impl Sam2 {
         } else {
             sigmoid(tape, masks, factor, bias)?
         };
-        let memory = self.memory_encoder.forward(tape, &features.image, &mask.reshape([objects, h, w, 1])?)?;
+        let mask = cast(tape, &mask.reshape([objects, h, w, 1])?, features.image.value().dtype())?;
+        let memory = self.memory_encoder.forward(tape, &features.image, &mask)?;
         let Some(mark) = &self.no_obj_embed_spatial else { return Ok(memory) };
         let marked = add(tape, &memory, &tape.param(mark).reshape([self.sizes.mem_dim])?)?;
         select_rows(tape, &self.flags(scores)?, &memory, &marked)

@@ -11,6 +11,7 @@ use super::position::sine_2d;
 use super::prompt::{Points, PromptEncoder, PromptSizes};
 use crate::nn::{Activation, Builder, Conv2d, Drops, Init, Linear, PerSize, Perceptron};
 use crate::ops::argmax::best_row;
+use crate::ops::cast::cast;
 use crate::ops::concat::slice;
 use crate::ops::repeat::repeat;
 use crate::ops::resample::{Plan, resample};
@@ -104,6 +105,8 @@ pub struct Prompt {
     pub points: Option<Points>,
     /// Logits `[O, S/4, S/4, 1]`, of the last answer usually.
     pub mask: Option<Var>,
+    /// No token for a prompt without points, as the released image predictor has it; else padding points stand for them.
+    pub bare: bool,
 }
 
 /// The answer.
@@ -314,7 +317,12 @@ impl Sam2 {
         if points.prompts != objects {
             return Err(Error::value("sam2", "points", points.prompts, format!("prompts for {objects} objects")));
         }
-        let sparse = encoder.points(tape, points, true)?;
+        let sparse = if prompt.bare && prompt.points.is_none() {
+            let like = self.no_obj_ptr.value();
+            Var::constant(Tensor::zeros([objects, 0, self.sizes.hidden_dim], like.dtype(), like.device())?)
+        } else {
+            encoder.points(tape, points, true)?
+        };
         let dense = match &prompt.mask {
             Some(mask) => encoder.mask(tape, mask)?,
             None => encoder.no_mask(tape)?,
@@ -389,8 +397,9 @@ impl Sam2 {
         })
     }
 
-    /// Masks `[O, M, S/4, S/4]` at the size of the input, `[O, M, S, S]`.
+    /// Masks `[O, M, S/4, S/4]` at the size of the input, `[O, M, S, S]`, in full precision.
     pub fn enlarge(&self, tape: &Tape, masks: &Var) -> Result<Var> {
+        let masks = &cast(tape, masks, masks.value().dtype().accumulate())?;
         let [objects, count, h, w] = masks.value().dims("sam2", "masks")?;
         let side = self.sizes.image_size;
         let device = masks.value().device().clone();
@@ -418,7 +427,7 @@ impl Sam2 {
             .get(side, side, &device, || Plan::bilinear_antialias([side, side], [quarter, quarter], &device))?;
         let low_res = resample(tape, &high_res, &plan)?.reshape([objects, 1, quarter, quarter])?;
         let mask = self.mask_downsample.forward(tape, &given, None)?;
-        let prompt = Prompt { points: None, mask: Some(mask) };
+        let prompt = Prompt { mask: Some(mask), ..Prompt::default() };
         let answer = self.answer(tape, &features.image, &features.high_res, &prompt, objects, false, mode)?;
         let pixels = masks.cast(DType::F32)?.to_vec::<f32>()?;
         let there = |o: usize| pixels[o * side * side..][..side * side].iter().any(|&x| x > 0.0);

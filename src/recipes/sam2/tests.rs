@@ -97,7 +97,7 @@ fn an_absent_object_is_hidden_and_marked() {
     let tape = Tape::no_grad();
     let features = model.encode(&tape, &Var::constant(frame.clone()), &[]).unwrap();
     let image = model.without_memory(&tape, &features).unwrap();
-    let prompt = Prompt { points: Some(click(3.0, 3.0)), mask: None };
+    let prompt = Prompt { points: Some(click(3.0, 3.0)), mask: None, bare: false };
     let answer = model.answer(&tape, &image, &features.high_res, &prompt, 1, true, Mode::Evaluate).unwrap();
     assert!(answer.high_res_masks.value().to_vec::<f32>().unwrap().iter().all(|&x| x == -1024.0));
     let pointer = answer.obj_ptr.value().to_vec::<f32>().unwrap();
@@ -156,7 +156,22 @@ fn wrong_arguments_are_named() {
     }
     let tape = Tape::no_grad();
     let Features { image, high_res } = model.encode(&tape, &Var::constant(frames[0].clone()), &[]).unwrap();
-    let prompt = Prompt { points: Some(click(1.0, 1.0)), mask: None };
+    let prompt = Prompt { points: Some(click(1.0, 1.0)), mask: None, bare: false };
     let answer = model.answer(&tape, &image, &high_res, &prompt, 2, true, Mode::Evaluate);
     says(answer.unwrap_err(), "prompts for 2 objects");
+}
+
+/// A mask alone is a prompt too: without any token, where padding points would be two.
+#[test]
+fn a_mask_is_a_prompt_of_its_own() {
+    let (model, frame) = (model(DType::F32), &frames(1, DType::F32)[0]);
+    let tape = Tape::no_grad();
+    let Features { image, high_res } = model.encode(&tape, &Var::constant(frame.clone()), &[]).unwrap();
+    let ask = |bare: bool| {
+        let mask = Some(Var::constant(Tensor::full([1, 8, 8, 1], 3f32, &Device::Cpu).unwrap()));
+        let decoded = model.decode(&tape, &image, &high_res, &Prompt { points: None, mask, bare }, 1).unwrap();
+        decoded.ious.value().to_vec::<f32>().unwrap()
+    };
+    assert!(ask(true).iter().all(|x| x.is_finite()));
+    assert_ne!(ask(true), ask(false));
 }

@@ -60,7 +60,7 @@ impl Sam2 {
         }
         let image = self.seen(tape, features, bank, now, ask, objects, mode)?;
         let several = self.options().several(ask.initial, ask.points.map_or(0, Points::count));
-        let prompt = Prompt { points: ask.points.cloned(), mask: ask.previous.cloned() };
+        let prompt = Prompt { points: ask.points.cloned(), mask: ask.previous.cloned(), bare: false };
         self.answer(tape, &image, &features.high_res, &prompt, objects, several, mode)
     }
 }
