@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// Defaults are those of joint training on images and videos (Ravi et al. 2024, appendix D.2), for one clip at a time.
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 pub struct Config {
-    /// Folder with frames and masks of videos: DAVIS, MOSE, SA-V with extracted frames, or `data synth --video`
+    /// Folder with frames and masks of videos: DAVIS, MOSE, SA-V (val, test), or `data synth --video`
     #[arg(required = false, required_unless_present = "resume")]
     pub data: PathBuf,
     /// Run folder to create: config.toml, metrics.jsonl, tensorboard, checkpoints, pictures, model.safetensors
