@@ -223,11 +223,11 @@ fn run(jobs: Vec<Job>, compiler: &str) {
 }
 
 fn compile(mut job: Job, compiler: &str) -> Result<(), String> {
-    job.command.arg("-o").arg(&job.output).arg(&job.source);
     let mut texts = BTreeMap::new();
     collect(&job.source, &mut texts);
     let mut hasher = DefaultHasher::new();
-    (compiler, format!("{:?}", job.command), texts).hash(&mut hasher);
+    (compiler, format!("{:?}", job.command), texts).hash(&mut hasher); // not where it goes: a target folder may be copied
+    job.command.arg("-o").arg(&job.output).arg(&job.source);
     let (hash, stamp) = (format!("{:016x}", hasher.finish()), job.output.with_added_extension("hash"));
     if job.output.is_file() && fs::read_to_string(&stamp).is_ok_and(|old| old == hash) {
         return Ok(());

@@ -259,6 +259,8 @@ pub struct Hiera {
     pub patch_embed: PatchEmbed,
     /// All stages.
     pub blocks: Vec<HieraBlock>,
+    /// Whether blocks keep only their inputs and compute the rest again in the backward.
+    pub recompute: bool,
     sizes: HieraSizes,
     positions: PerSize<(Plan, Plan)>,
     identities: PerSize<Tensor>,
@@ -280,6 +282,7 @@ impl Hiera {
             pos_embed_window: b.param("pos_embed_window", [1, dim, window, window], Init::Zeros)?,
             patch_embed: PatchEmbed::new(&b.pp("patch_embed"), dim)?,
             blocks: blocks.iter().enumerate().map(make).collect::<Result<_>>()?,
+            recompute: false,
             sizes: sizes.clone(),
             positions: PerSize::default(),
             identities: PerSize::default(),
@@ -326,7 +329,13 @@ impl Hiera {
         let (mut maps, none, mut at) = (Vec::new(), Drops::default(), 0);
         for &count in &self.sizes.stages {
             for _ in 0..count {
-                x = self.blocks[at].forward(tape, &x, drops.get(at).unwrap_or(&none))?;
+                let (block, drops) = (&self.blocks[at], drops.get(at).unwrap_or(&none));
+                x = if self.recompute && tape.records() {
+                    let (block, drops) = (block.clone(), drops.clone());
+                    tape.recompute(&[&x], move |tape, v| block.forward(tape, &v[0], &drops))?
+                } else {
+                    block.forward(tape, &x, drops)?
+                };
                 at += 1;
             }
             maps.push(x.clone());

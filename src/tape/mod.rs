@@ -126,11 +126,11 @@ impl Param {
 type Sweeper<G> = Box<dyn FnOnce(G, &mut Grads) -> Result<()>>;
 
 enum Backward {
-    /// The gradient stays where it is: of a leaf for [`Grads::take`], of the second output of a pair for the first.
+    /// The gradient stays where it is: of a leaf for [`Grads::take`], of a later output of several for the first.
     Keep,
     One(Sweeper<Tensor>),
-    /// Takes its own gradient and that of the node after it.
-    Pair(Sweeper<[Option<Tensor>; 2]>),
+    /// Takes its own gradient and those of the nodes after it, so many together.
+    Several(usize, Sweeper<Vec<Option<Tensor>>>),
 }
 
 struct Node {
@@ -212,25 +212,39 @@ impl Tape {
         self.push(nodes, value, op, saved_bytes, backward)
     }
 
-    /// [`record`](Self::record) for an operation of two outputs with one backward, which gets the gradient of each
-    /// that one reached: of at least one. It runs when both are complete, since what uses either was recorded later.
-    pub fn record_pair<const N: usize>(
+    /// [`record`](Self::record) for an operation of several outputs with one backward, which gets the gradient of each
+    /// that one reached: of at least one. It runs when all are complete, since what uses any was recorded later.
+    pub fn record_several<const M: usize, const N: usize>(
         &self,
         op: &'static str,
-        [first, second]: [Tensor; 2],
+        values: [Tensor; M],
         inputs: &[&Var],
         saved: [Tensor; N],
-        backward: impl FnOnce([Option<Tensor>; 2], [Tensor; N], &mut Grads) -> Result<()> + 'static,
-    ) -> (Var, Var) {
+        backward: impl FnOnce([Option<Tensor>; M], [Tensor; N], &mut Grads) -> Result<()> + 'static,
+    ) -> [Var; M] {
         let wanted = inputs.iter().any(|x| x.slot.is_some());
-        let Some(nodes) = self.nodes.as_ref().filter(|_| wanted) else {
-            return (Var::constant(first), Var::constant(second));
-        };
+        let Some(nodes) = self.nodes.as_ref().filter(|_| wanted) else { return values.map(Var::constant) };
         let saved_bytes = saved.iter().map(Tensor::bytes).sum();
-        let backward = Backward::Pair(Box::new(move |dy, grads| backward(dy, saved, grads)));
-        let first = self.push(nodes, first, op, saved_bytes, backward);
-        let second = self.push(nodes, second, op, 0, Backward::Keep);
-        (first, second)
+        self.push_several(nodes, values, op, saved_bytes, move |dy, grads| backward(dy, saved, grads))
+    }
+
+    fn push_several<const M: usize>(
+        &self,
+        nodes: &RefCell<Vec<Node>>,
+        values: [Tensor; M],
+        op: &'static str,
+        saved_bytes: usize,
+        backward: impl FnOnce([Option<Tensor>; M], &mut Grads) -> Result<()> + 'static,
+    ) -> [Var; M] {
+        let all = move |dy: Vec<Option<Tensor>>, grads: &mut Grads| {
+            let mut dy = dy.into_iter();
+            backward(std::array::from_fn(|_| dy.next().flatten()), grads)
+        };
+        let mut first = Some((saved_bytes, Backward::Several(M, Box::new(all))));
+        values.map(|value| {
+            let (saved_bytes, backward) = first.take().unwrap_or((0, Backward::Keep));
+            self.push(nodes, value, op, saved_bytes, backward)
+        })
     }
 
     /// What each recorded operation keeps for its backward, in bytes, in order of recording.
@@ -250,9 +264,14 @@ impl Tape {
         if seed.shape().numel() != y.value.shape().numel() {
             return Err(Error::shape("backward", "seed", seed.shape(), format!("{}", y.value.shape())));
         }
+        self.backward_from(vec![(y.slot, seed)], grads)
+    }
+
+    /// [`backward`](Self::backward) from several values at once; gradients of constants are dropped.
+    fn backward_from(self, seeds: Vec<(Option<Slot>, Tensor)>, grads: &mut Grads) -> Result<()> {
         let nodes = self.nodes.map(RefCell::into_inner).unwrap_or_default();
         let outer = mem::replace(&mut grads.sweep, grads::Sweep::new(self.id, nodes.len())); // recompute nests
-        let result = sweep(y, seed, nodes, grads);
+        let result = sweep(seeds, nodes, grads);
         let inner = mem::replace(&mut grads.sweep, outer);
         grads.keep_leaves(inner);
         result
@@ -268,8 +287,8 @@ impl Tape {
     }
 }
 
-fn sweep(y: &Var, seed: Tensor, nodes: Vec<Node>, grads: &mut Grads) -> Result<()> {
-    grads.add(y.slot, seed)?;
+fn sweep(seeds: Vec<(Option<Slot>, Tensor)>, nodes: Vec<Node>, grads: &mut Grads) -> Result<()> {
+    seeds.into_iter().try_for_each(|(to, seed)| grads.add(to, seed))?;
     for (at, node) in nodes.into_iter().enumerate().rev() {
         if let Some(dy) = &mut grads.sweep.nodes[at] {
             *dy = dy.reshape(node.shape)?;
@@ -282,8 +301,8 @@ fn sweep(y: &Var, seed: Tensor, nodes: Vec<Node>, grads: &mut Grads) -> Result<(
                     backward(dy, grads)?;
                 }
             }
-            Backward::Pair(backward) => {
-                let dy = [take(at), take(at + 1)];
+            Backward::Several(count, backward) => {
+                let dy: Vec<_> = (at..at + count).map(take).collect();
                 if dy.iter().any(Option::is_some) {
                     backward(dy, grads)?;
                 }

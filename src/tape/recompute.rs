@@ -1,31 +1,40 @@
 //! Activation checkpointing: keep a block's inputs, forget its insides, compute them again in the backward sweep.
 
-use super::{Backward, Grads, Tape, Var};
-use crate::{Error, Result, Tensor};
+use super::{Grads, Tape, Var};
+use crate::{Result, Tensor};
 
 impl Tape {
     /// Runs `f` without recording its insides; the backward sweep runs it once more on a tape of its own.
     ///
     /// `f` must give the same value both times: pass randomness in as data. Saves the inputs only.
-    pub fn recompute(&self, inputs: &[&Var], f: impl Fn(&Tape, &[Var]) -> Result<Var> + 'static) -> Result<Var> {
+    pub fn recompute(&self, inputs: &[&Var], f: impl Fn(&Self, &[Var]) -> Result<Var> + 'static) -> Result<Var> {
+        let [y] = self.recompute_several(inputs, move |tape, vars| Ok([f(tape, vars)?]))?;
+        Ok(y)
+    }
+
+    /// [`recompute`](Self::recompute) for what has several results. One without a gradient in `f` has none here.
+    pub fn recompute_several<const M: usize>(
+        &self,
+        inputs: &[&Var],
+        f: impl Fn(&Self, &[Var]) -> Result<[Var; M]> + 'static,
+    ) -> Result<[Var; M]> {
         let constants: Vec<Var> = inputs.iter().map(|x| Var::constant(x.value().clone())).collect();
-        let value = f(&Tape::no_grad(), &constants)?.value().clone();
-        let Some(nodes) = &self.nodes else { return Ok(Var::constant(value)) };
+        let values = f(&Self::no_grad(), &constants)?.map(|y| y.value().clone());
+        let Some(nodes) = &self.nodes else { return Ok(values.map(Var::constant)) };
         let saved: Vec<Tensor> = inputs.iter().map(|x| x.value().clone()).collect();
         let slots: Vec<_> = inputs.iter().map(|x| x.slot()).collect();
         let saved_bytes = saved.iter().map(Tensor::bytes).sum();
-        let backward = move |dy: Tensor, grads: &mut Grads| {
-            let tape = Tape::new();
+        let backward = move |dy: [Option<Tensor>; M], grads: &mut Grads| {
+            let tape = Self::new();
             let vars: Vec<Var> = saved
                 .into_iter()
                 .zip(&slots)
                 .map(|(x, slot)| if slot.is_some() { tape.leaf(x) } else { Var::constant(x) })
                 .collect();
             let y = f(&tape, &vars)?;
-            match tape.backward(&y, dy, grads) {
-                Err(Error::NothingToDifferentiate) => return Ok(()), // neither inputs nor weights are trainable
-                other => other?,
-            }
+            // Without a slot where neither inputs nor weights are trainable.
+            let seeds = y.iter().zip(dy).filter_map(|(y, dy)| Some((y.slot(), dy?))).collect();
+            tape.backward_from(seeds, grads)?;
             for (var, slot) in vars.iter().zip(slots) {
                 if let Some(grad) = grads.take(var) {
                     grads.add(slot, grad)?;
@@ -34,7 +43,6 @@ impl Tape {
             Ok(())
         };
         // Recorded even if no input wants a gradient: the weights inside `f` may.
-        let backward = Backward::One(Box::new(backward));
-        Ok(self.push(nodes, value, "recompute", saved_bytes, backward))
+        Ok(self.push_several(nodes, values, "recompute", saved_bytes, backward))
     }
 }

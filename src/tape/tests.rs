@@ -114,6 +114,31 @@ fn recompute_gives_the_same_gradients_and_saves_inputs_only() {
 }
 
 #[test]
+fn recompute_of_several_values_gives_the_same_gradients() {
+    let w = param("w", 3.0);
+    let run = |recompute: bool, uses: [bool; 3]| {
+        let (tape, mut grads) = (Tape::new(), Grads::new());
+        let x = tape.leaf(scalar(2.0));
+        let weight = w.clone();
+        let f = move |tape: &Tape, v: &[Var]| {
+            let xw = mul(tape, &v[0], &tape.param(&weight));
+            let xxw = mul(tape, &v[0], &xw);
+            Ok([xw, xxw, Var::constant(scalar(7.0))])
+        };
+        let all =
+            if recompute { tape.recompute_several(&[&x], f) } else { f(&tape, std::slice::from_ref(&x)) }.unwrap();
+        let used = all.iter().zip(uses).filter(|(_, used)| *used).map(|(y, _)| y);
+        let y = used.fold(x.clone(), |product, y| mul(&tape, &product, y));
+        tape.backward(&y, scalar(1.0), &mut grads).unwrap();
+        let of_w = grads.get(&w).map(|g| g.item().unwrap());
+        (y.value().item().unwrap(), grads.take(&x).unwrap().item().unwrap(), of_w)
+    };
+    for uses in [[true, false, false], [false, true, true], [true, true, true], [false, false, true]] {
+        assert_eq!(run(true, uses), run(false, uses), "{uses:?}");
+    }
+}
+
+#[test]
 fn nothing_is_recorded_without_a_tape_or_for_constants() {
     let w = param("w", 1.0);
     let none = Tape::no_grad();
@@ -148,11 +173,13 @@ fn missing_gradients_are_named() {
 fn double_and_triple(tape: &Tape, x: &Var, came: &Rc<Cell<[bool; 2]>>) -> (Var, Var) {
     let v = x.value().item().unwrap();
     let (to_x, came) = (x.slot(), came.clone());
-    tape.record_pair("pair", [scalar(2.0 * v), scalar(3.0 * v)], &[x], [], move |dy, [], grads| {
+    let outputs = [scalar(2.0 * v), scalar(3.0 * v)];
+    let both = tape.record_several("pair", outputs, &[x], [], move |dy: [Option<Tensor>; 2], [], grads| {
         came.set(dy.each_ref().map(Option::is_some));
         let [a, b] = dy.map(|d| d.map_or(0.0, |d| d.item().unwrap()));
         grads.add(to_x, scalar(2.0 * a + 3.0 * b))
-    })
+    });
+    both.into()
 }
 
 #[test]

@@ -17,7 +17,7 @@ pub use case::{case, cases, joint_case};
 
 use crate::ops::layer_norm::Dims;
 use crate::ops::{same, shaped};
-use crate::{Device, Result, Tape, Tensor, Var};
+use crate::{Device, Grads, Result, Tape, Tensor, Var};
 
 const OP: &str = "add_layer_norm";
 
@@ -32,7 +32,7 @@ pub fn add_layer_norm(tape: &Tape, x: &Var, r: &Var, w: &Var, b: &Var, eps: f32)
     let (sum, y, stats) = forward(x.value(), r.value(), w.value(), b.value(), eps)?;
     let (to_x, to_r, to_w, to_b) = (x.slot(), r.slot(), w.slot(), b.slot());
     let saved = [sum.clone(), w.value().clone(), stats];
-    Ok(tape.record_pair(OP, [sum, y], &[x, r, w, b], saved, move |[dsum, dy], [sum, w, stats], grads| {
+    let backward = move |[dsum, dy]: [Option<Tensor>; 2], [sum, w, stats]: [Tensor; 3], grads: &mut Grads| {
         let dx = match (dsum, dy) {
             (dsum, Some(dy)) => {
                 let (dx, dw, db) = backward(dsum.as_ref(), &dy, &sum, &w, &stats)?;
@@ -45,7 +45,8 @@ pub fn add_layer_norm(tape: &Tape, x: &Var, r: &Var, w: &Var, b: &Var, eps: f32)
         };
         grads.add(to_r, dx.clone())?;
         grads.add(to_x, dx)
-    }))
+    };
+    Ok(tape.record_several(OP, [sum, y], &[x, r, w, b], saved, backward).into())
 }
 
 /// The sum, `y` and the statistics of the sum `[rows, 2]`: mean and rstd.

@@ -6,13 +6,14 @@
 
 use super::bank::{Bank, Kept};
 use super::frames::Now;
-use super::model::{Answer, Mode, Prompt, Sam2};
+use super::model::{Answer, Mode, Prompt, Sam2, enlarged};
 use super::prompt::Points;
 use super::track::Ask;
 use crate::nn::Drops;
 use crate::ops::add::add;
 use crate::ops::cast::cast;
 use crate::ops::mask_loss::{Weights, mask_loss};
+use crate::ops::resample::Plan;
 use crate::{Error, Result, Tape, Tensor, Var};
 
 /// Frames and what is asked about them.
@@ -188,17 +189,26 @@ impl Sam2 {
         weights: &Weights,
         objects: f64,
     ) -> Result<(Var, Tensor)> {
-        let masks = if answer.chosen.is_none() {
-            answer.high_res_masks.clone()
-        } else {
-            self.enlarge(tape, &answer.all.masks)?
+        let (masks, plan) = match answer.chosen {
+            None => (&answer.high_res_masks, None),
+            Some(_) => (&answer.all.masks, Some(self.enlargement(&answer.all.masks)?)),
         };
-        let [count, several, h, w] = masks.value().dims("sam2", "masks")?;
-        // Masks and losses are in full precision, whatever the model computes in.
-        let full = |x: &Var| cast(tape, x, x.value().dtype().accumulate());
-        let masks = full(&masks)?.reshape([count, several, h * w])?;
-        let (ious, scores) = (full(&answer.all.ious)?, full(&answer.object_scores)?);
-        mask_loss(tape, &masks, &ious, &scores, targets, weights, objects)
+        let (targets, weights) = (targets.clone(), *weights);
+        let loss = move |plan: &Option<Plan>, tape: &Tape, v: &[Var]| {
+            let masks = match plan {
+                None => v[0].clone(),
+                Some(plan) => enlarged(plan, tape, &v[0])?,
+            };
+            let [count, several, h, w] = masks.value().dims("sam2", "masks")?;
+            // Masks and losses are in full precision, whatever the model computes in.
+            let full = |x: &Var| cast(tape, x, x.value().dtype().accumulate());
+            let masks = full(&masks)?.reshape([count, several, h * w])?;
+            let (loss, parts) = mask_loss(tape, &masks, &full(&v[1])?, &full(&v[2])?, &targets, &weights, objects)?;
+            Ok([loss, Var::constant(parts)])
+        };
+        let inputs = [masks, &answer.all.ious, &answer.object_scores];
+        let [loss, parts] = self.run(tape, &plan, inputs, loss)?;
+        Ok((loss, parts.value().clone()))
     }
 
     /// Targets `[O, S · S]` as masks `[O, S, S, 1]` of zeros and ones.

@@ -1,6 +1,7 @@
 //! Memories: made of a frame and its masks, and laid out for the frame that reads them.
 
 use super::memory_attention::Memory;
+use super::memory_encoder::MemoryEncoder;
 use super::model::{Features, Mode, Sam2, TEMPERATURE};
 use super::position::{sine_1d, sine_2d};
 use crate::ops::cast::cast;
@@ -36,7 +37,8 @@ impl Sam2 {
             sigmoid(tape, masks, factor, bias)?
         };
         let mask = cast(tape, &mask.reshape([objects, h, w, 1])?, features.image.value().dtype())?;
-        let memory = self.memory_encoder.forward(tape, &features.image, &mask)?;
+        let encode = |encoder: &MemoryEncoder, tape: &Tape, v: &[Var]| Ok([encoder.forward(tape, &v[0], &v[1])?]);
+        let [memory] = self.run(tape, &self.memory_encoder, [&features.image, &mask], encode)?;
         let Some(mark) = &self.no_obj_embed_spatial else { return Ok(memory) };
         let marked = add(tape, &memory, &tape.param(mark).reshape([self.sizes.mem_dim])?)?;
         select_rows(tape, &self.flags(scores)?, &memory, &marked)

@@ -60,6 +60,7 @@ pub struct Sam2 {
     pub obj_ptr_tpos_proj: Option<Linear>,
     pub(super) sizes: Sizes,
     pub(super) options: Options,
+    recompute: bool,
     upsample: PerSize<Plan>,
     shrink: PerSize<Plan>,
     feature_positions: PerSize<Tensor>,
@@ -205,6 +206,7 @@ impl Sam2 {
                 .transpose()?,
             sizes: sizes.clone(),
             options: options.clone(),
+            recompute: false,
             upsample: PerSize::default(),
             shrink: PerSize::default(),
             feature_positions: PerSize::default(),
@@ -220,6 +222,27 @@ impl Sam2 {
     /// How it is used.
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// Whether a tape keeps only what goes into blocks of the trunk, layers of memory attention, the decoder, the memory encoder
+    /// and the losses, and they are computed again in the backward.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        (self.recompute, self.image_encoder.trunk.recompute) = (recompute, recompute);
+    }
+
+    /// `f(part, inputs)`, or that again in the backward.
+    pub(super) fn run<P: Clone + 'static, const N: usize, const M: usize>(
+        &self,
+        tape: &Tape,
+        part: &P,
+        inputs: [&Var; N],
+        f: impl Fn(&P, &Tape, &[Var]) -> Result<[Var; M]> + 'static,
+    ) -> Result<[Var; M]> {
+        if !self.recompute || !tape.records() {
+            return f(part, tape, &inputs.map(Var::clone));
+        }
+        let part = part.clone();
+        tape.recompute_several(&inputs, move |tape, v| f(&part, tape, v))
     }
 
     /// Rows, and columns, of the features at stride 16.
@@ -328,14 +351,15 @@ impl Sam2 {
             None => encoder.no_mask(tape)?,
         };
         let image_pe = encoder.dense_pe()?;
-        let query = Query {
-            image,
-            image_pe: &image_pe,
-            sparse: &sparse,
-            dense: &dense,
-            high_res: [&high_res[0], &high_res[1]],
+        let decode = move |decoder: &MaskDecoder, tape: &Tape, v: &[Var]| {
+            let (image_pe, high_res) = (&image_pe, [&v[3], &v[4]]);
+            let query = Query { image: &v[0], image_pe, sparse: &v[1], dense: &v[2], high_res };
+            let Decoded { masks, ious, tokens, object_scores } = decoder.forward(tape, query)?;
+            Ok([masks, ious, tokens, object_scores])
         };
-        self.sam_mask_decoder.forward(tape, query)
+        let inputs = [image, &sparse, &dense, &high_res[0], &high_res[1]];
+        let [masks, ious, tokens, object_scores] = self.run(tape, &self.sam_mask_decoder, inputs, decode)?;
+        Ok(Decoded { masks, ious, tokens, object_scores })
     }
 
     /// [`decode`](Self::decode) and a choice. `several`: whether each prompt gets several masks, of which the best by predicted
@@ -399,12 +423,14 @@ impl Sam2 {
 
     /// Masks `[O, M, S/4, S/4]` at the size of the input, `[O, M, S, S]`, in full precision.
     pub fn enlarge(&self, tape: &Tape, masks: &Var) -> Result<Var> {
-        let masks = &cast(tape, masks, masks.value().dtype().accumulate())?;
-        let [objects, count, h, w] = masks.value().dims("sam2", "masks")?;
-        let side = self.sizes.image_size;
-        let device = masks.value().device().clone();
-        let plan = self.upsample.get(h, w, &device, || Plan::bilinear([h, w], [side, side], &device))?;
-        resample(tape, &masks.reshape([objects * count, h, w, 1])?, &plan)?.reshape([objects, count, side, side])
+        enlarged(&self.enlargement(masks)?, tape, masks)
+    }
+
+    /// How [`enlarge`](Self::enlarge) does it.
+    pub(super) fn enlargement(&self, masks: &Var) -> Result<Plan> {
+        let [_, _, h, w] = masks.value().dims("sam2", "masks")?;
+        let (side, device) = (self.sizes.image_size, masks.value().device());
+        self.upsample.get(h, w, device, || Plan::bilinear([h, w], [side, side], device))
     }
 
     /// Takes masks `[O, S, S, 1]` of zeros and ones as the answer.
@@ -446,4 +472,13 @@ impl Sam2 {
             chosen: None,
         })
     }
+}
+
+/// Masks `[O, M, h, w]` by a plan, in full precision.
+pub(super) fn enlarged(plan: &Plan, tape: &Tape, masks: &Var) -> Result<Var> {
+    let masks = &cast(tape, masks, masks.value().dtype().accumulate())?;
+    let [objects, count, h, w] = masks.value().dims("sam2", "masks")?;
+    let y = resample(tape, &masks.reshape([objects * count, h, w, 1])?, plan)?;
+    let [_, h, w, _] = y.value().dims("sam2", "masks")?;
+    y.reshape([objects, count, h, w])
 }

@@ -107,6 +107,9 @@ pub struct Config {
     /// Stop at the first unreadable video instead of counting and naming them
     #[arg(long)]
     pub strict: bool,
+    /// Keep only what goes into each part and compute the rest again in the backward pass: less memory, a third more time
+    #[arg(long)]
+    pub recompute: bool,
     /// Updates between checkpoints; one is always written at the end and on Ctrl-C
     #[arg(long, default_value_t = 500)]
     pub save_every: u64,

@@ -53,6 +53,7 @@ impl Pretrain {
         config.check()?;
         let builder = Builder::new(device, dtype, config.seed);
         let mut model = Sam2::new(&builder, &config.sizes(), &config.options())?;
+        model.set_recompute(config.recompute);
         model.no_mem_pos_enc.trainable = false; // in the checkpoints, used by nothing
         Ok(Self { model, config: config.clone(), weights: Weights::default(), pictures })
     }

@@ -1,7 +1,9 @@
+use super::clip::{Clip, Need};
 use super::{Features, Label, Mode, Options, Points, Preset, Prompt, Sam2, Sizes, Video, VideoOptions};
 use crate::nn::{Builder, Module};
+use crate::ops::mask_loss::Weights;
 use crate::random::{normal, stream};
-use crate::{DType, Device, Tape, Tensor, Var};
+use crate::{DType, Device, Grads, Param, Tape, Tensor, Var};
 
 /// The smallest model that has every part.
 fn sizes() -> Sizes {
@@ -174,4 +176,48 @@ fn a_mask_is_a_prompt_of_its_own() {
     };
     assert!(ask(true).iter().all(|x| x.is_finite()));
     assert_ne!(ask(true), ask(false));
+}
+
+/// What is computed again is what was computed, and the tape keeps less meanwhile.
+#[test]
+fn recomputed_parts_have_the_same_gradients() {
+    let images: Vec<f32> = frames(3, DType::F32).iter().flat_map(|f| f.to_vec::<f32>().unwrap()).collect();
+    let square =
+        |from: usize| (0..32 * 32).map(|i| u8::from((from..from + 12).contains(&(i % 32)))).collect::<Vec<_>>();
+    let target = |frame: usize| {
+        let both = [square(2 + 3 * frame), square(18 - frame)].concat();
+        Tensor::from_slice(&both, [2, 32 * 32], &Device::Cpu).unwrap()
+    };
+    let clip = Clip {
+        images: Tensor::from_slice(&images, [3, 32, 32, 3], &Device::Cpu).unwrap(),
+        targets: (0..3).map(target).collect(),
+        prompted: vec![0],
+        corrected: vec![0, 2],
+        by_points: true,
+        corrections: 2,
+        corrected_as_prompted: true,
+    };
+    let run = |recompute: bool| {
+        let mut model = model(DType::F32);
+        model.set_recompute(recompute);
+        let (tape, mut grads) = (Tape::new(), Grads::new());
+        let mut points =
+            |need: Need| Points::new(vec![[5.0, 9.0 + need.step as f32], [20.0, 7.0]], vec![Label::Positive; 2], 2);
+        let found = model.clip_loss(&tape, &clip, &Weights::default(), 2.0, &[], &mut points).unwrap();
+        let saved: usize = tape.saved().iter().map(|(_, bytes)| bytes).sum();
+        let terms: Vec<f64> = found.terms.iter().flat_map(|t| t.to_f64().unwrap()).collect();
+        tape.backward_scaled(&found.loss, 1.0, &mut grads).unwrap();
+        let of = |p: &&Param| Some((p.name().to_string(), grads.get(p)?.to_f64().unwrap()));
+        (saved, terms, model.params().iter().filter_map(of).collect::<Vec<_>>())
+    };
+    let ((all, terms, gradients), (less, again, recomputed)) = (run(false), run(true));
+    assert!(4 * less < all, "{less} of {all} bytes");
+    assert_eq!(terms, again);
+    assert_eq!(gradients.len(), recomputed.len());
+    for ((name, a), (_, b)) in gradients.iter().zip(&recomputed) {
+        // Gradients of what is used twice are added in another order: one rounding in each of some thirty layers.
+        let largest = a.iter().fold(0f64, |m, x| m.max(x.abs()));
+        let error = a.iter().zip(b).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
+        assert!(error <= 32.0 * f64::from(f32::EPSILON) * largest, "{name}: {error} of {largest}");
+    }
 }
