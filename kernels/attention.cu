@@ -4,7 +4,6 @@
 // no-mma-ok: attention_fwd_32x32_* f32 arithmetic, for what the tensor-core kernels do not take
 // no-mma-ok: attention_fwd_16x16_* f32 arithmetic, for what the tensor-core kernels do not take
 // spill-ok: attention_fwd_short_hd64_* head and first query, once a tile: 128 registers let four blocks of four warps in
-// spill-ok: attention_fwd_long_8x16_hd256_* on sm_80: addresses, read again once for 64 keys; results fill the registers
 // no-mma-ok: attention_fwd_combine_* a weighted sum of parts, bound by bytes
 #include "attention_long.cuh"
 

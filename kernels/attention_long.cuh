@@ -121,7 +121,7 @@ __device__ __forceinline__ void attention_fwd_long(const AttentionFwd& a) {
     x.start(stages.wide(BESIDE), mine);
     if (!BESIDE) {
         __syncthreads();  // all warps have theirs
-        stages.copy(0, k, a.k_stride, v, a.v_stride, length, a.dim, a.v_dim);
+        if (length) stages.copy(0, k, a.k_stride, v, a.v_stride, length, a.dim, a.v_dim);
         cp_async_commit();
     }
     const unsigned first = block.first + mine * TILE;  // of this warp

@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::super::choice::{Family, Pass, family, long_bwd, long_fwd, long_grid};
+use super::super::choice::{Family, Pass, family, long_bwd, long_fwd, long_grid, long_shared};
 use super::super::operands::Dims;
 use super::super::{KeyValues, Operands, Packing, cross_attention, narrow_case};
-use super::{little, offsets, places, square};
+use super::{offsets, places, square};
 use crate::random::{normal, stream};
 use crate::testing::{check, check_dtype, check_gradients, scheduled, with_shared_limit};
 use crate::{DType, Device, Tape, Tensor};
@@ -19,9 +19,9 @@ fn dims((queries, keys, heads, dim, v_dim): Shape) -> Dims {
     Dims { keys: m, v_dim, max_k, ..square(n, heads, dim, queries.len(), max_q) }
 }
 
-/// Shared memory with which everything that tensor cores take goes to the long kernels.
-fn only_long((.., dim, _): Shape) -> usize {
-    little(dim)
+/// Shared memory that the long kernels need.
+fn enough(dims: Dims) -> usize {
+    long_shared(Pass::Forward, dims).max(long_shared(Pass::Backward, dims))
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn long_tensor_cores_match_the_oracle() {
     for (shape, in_parts, dtype) in LONG {
         let dims = dims(shape);
         for pass in [Pass::Forward, Pass::Backward] {
-            assert_eq!(family(pass, dtype, 0.1, dims, only_long(shape)), Family::Long, "{shape:?}");
+            assert_eq!(family(pass, dtype, 0.1, dims, enough(dims)), Family::Long, "{shape:?}");
         }
         let (q, kv) = long_bwd(dims);
         let passes = [
@@ -71,7 +71,7 @@ fn long_tensor_cores_match_the_oracle() {
         assert_eq!(passes.map(|(_, launch)| launch.grid[1] > 1), in_parts, "{shape:?}");
         let (queries, keys, heads, dim, v_dim) = shape;
         let case = narrow_case(queries, keys, heads, dim, v_dim);
-        with_shared_limit(only_long(shape), || check_dtype(&case, dtype)).unwrap();
+        with_shared_limit(enough(dims), || check_dtype(&case, dtype)).unwrap();
     }
 }
 
