@@ -1,10 +1,9 @@
 // Attention over packed sequences: o = softmax(scale q kᵀ) v per sequence and head, with a running softmax over key tiles
 // (arXiv 2205.14135, algorithm 1). Self-attention is the case where q, k and v are views of one tensor. Queries of a
-// sequence without keys get zero. Reference and gradient: src/ops/attention.
+// sequence without keys get zero. Values may have fewer columns (v_dim) than queries and keys (dim). Reference and gradient: src/ops/attention.
 // no-mma-ok: attention_fwd_32x32_* f32 arithmetic, for what the tensor-core kernels do not take
 // no-mma-ok: attention_fwd_16x16_* f32 arithmetic, for what the tensor-core kernels do not take
 // spill-ok: attention_fwd_short_hd64_* head and first query, once a tile: 128 registers let four blocks of four warps in
-// spill-ok: attention_fwd_long_8x16_hd256_* on sm_80: addresses, read again once for 64 keys; results fill the registers
 // no-mma-ok: attention_fwd_combine_* a weighted sum of parts, bound by bytes
 #include "attention_long.cuh"
 
@@ -26,7 +25,7 @@ __device__ __forceinline__ void attention_fwd(const AttentionFwd& a) {
     if (first >= seq.queries.length) return;  // the whole block
     const T* q = in<T>(a.q) + (size_t(seq.queries.start) + first) * a.q_stride + head * a.dim;
     const T* k = in<T>(a.k) + seq.keys.start * size_t(a.k_stride) + head * a.dim;
-    const T* v = in<T>(a.v) + seq.keys.start * size_t(a.v_stride) + head * a.dim;
+    const T* v = in<T>(a.v) + seq.keys.start * size_t(a.v_stride) + head * a.v_dim;
 
     load_tile<T>(s.q, q, a.q_stride, seq.queries.length - first, a.dim, a.scale);
     Rows<DIM> o = {};
@@ -63,19 +62,19 @@ __device__ __forceinline__ void attention_fwd(const AttentionFwd& a) {
         }
         store_scores(s.p, p);
         __syncthreads();  // k is done with, p is there
-        load_tile<T>(s.kv, v + key * size_t(a.v_stride), a.v_stride, seq.keys.length - key, a.dim, 1.f);
+        load_tile<T>(s.kv, v + key * size_t(a.v_stride), a.v_stride, seq.keys.length - key, a.v_dim, 1.f);
         __syncthreads();  // v is there
         accumulate_rows(o, s.p, s.kv);
         __syncthreads();  // v and p are done with
     }
-    const size_t token = size_t(seq.queries.start) + first, row = size_t(a.heads) * a.dim;
+    const size_t token = size_t(seq.queries.start) + first, row = size_t(a.heads) * a.v_dim;
     UNROLL
     for (int r = 0; r < ROWS_PER_THREAD; ++r) {
         o.scale(r, inverse_sum(sum[r]));
         if (thread_col() == 0 && first + thread_row() + r < seq.queries.length)
             a.lse[size_t(head) * a.queries + token + thread_row() + r] = max[r] + logf(sum[r]);
     }
-    store_rows(out<T>(a.o) + token * row + head * a.dim, row, o, seq.queries.length - first, a.dim, 1.f);
+    store_rows(out<T>(a.o) + token * row + head * a.v_dim, row, o, seq.queries.length - first, a.v_dim, 1.f);
 }
 ATTENTION_KERNEL(attention_fwd, 32, 32, AttentionFwd)
 ATTENTION_KERNEL(attention_fwd, 32, 64, AttentionFwd)
@@ -85,7 +84,7 @@ ATTENTION_KERNEL(attention_fwd, 16, 256, AttentionFwd)
 
 // Short sequences on tensor cores: queries, keys and values of one head of one sequence lie in shared memory, every
 // byte on its way before the first is used; then each warp takes 16 queries at a time through all keys, with no barrier.
-// Blocks of neighbouring heads run side by side, so that together they read whole stretches of qkv.
+// Blocks of neighbouring heads run side by side, so that together they read whole stretches of qkv. v_dim is dim.
 // Block x: head, fastest, of a sequence. Dynamic shared memory: 16 · DIM elements for each of `tiles` tiles of 16 queries
 // of the longest sequence, and twice that for each of `key_tiles`.
 template <class T, int DIM>
@@ -112,7 +111,7 @@ __device__ __forceinline__ void attention_fwd_short(const AttentionFwd& a) {
     __syncthreads();  // q, k and v are there
     const float scale = a.scale * LOG2_E;
     for (unsigned tile = warp_id(); tile < tiles; tile += warps) {
-        QueryTiles<T, DIM, 1> x;
+        QueryTiles<T, DIM, DIM, 1> x;
         x.start(q, tile);
         unsigned key = 0;
         for (; key + KEYS <= keys; key += KEYS) x.template attend<KEYS, true>(k, v, key / TILE, 0, scale);
@@ -137,9 +136,9 @@ ATTENTION_MMA_KERNEL(attention_fwd_short, 96, AttentionFwd, 192)
 ATTENTION_MMA_KERNEL(attention_fwd_short, 128, AttentionFwd, 192, 1)
 
 // Long sequences on tensor cores: attention_long.cuh. Names: warps of a block x rows of a warp.
-template <class T, int DIM>
+template <class T, int DIM, int VDIM = DIM>
 __device__ __forceinline__ void attention_fwd_long_4x32(const AttentionFwd& a) {
-    attention_fwd_long<T, DIM, 2, 4>(a);
+    attention_fwd_long<T, DIM, VDIM, 2, 4>(a);
 }
 ATTENTION_MMA_KERNEL(attention_fwd_long_4x32, 32, AttentionFwd, 128)
 ATTENTION_MMA_KERNEL(attention_fwd_long_4x32, 64, AttentionFwd, 128)
@@ -147,10 +146,12 @@ ATTENTION_MMA_KERNEL(attention_fwd_long_4x32, 80, AttentionFwd, 128)
 ATTENTION_MMA_KERNEL(attention_fwd_long_4x32, 96, AttentionFwd, 128)
 template <class T, int DIM>
 __device__ __forceinline__ void attention_fwd_long_8x16(const AttentionFwd& a) {
-    attention_fwd_long<T, DIM, 1, 8>(a);
+    attention_fwd_long<T, DIM, DIM, 1, 8>(a);
 }
 ATTENTION_MMA_KERNEL(attention_fwd_long_8x16, 128, AttentionFwd, 256)
 ATTENTION_MMA_KERNEL(attention_fwd_long_8x16, 256, AttentionFwd, 256)
+// Of values as narrow as SAM-2's memories the results leave registers to 32 rows a warp.
+ATTENTION_NARROW_KERNEL(attention_fwd_long_4x32, 256, 64, AttentionFwd, 128)
 
 struct AttentionCombine {
     const float* parts;      // [splits, queries, heads, dim]: o over part of the keys

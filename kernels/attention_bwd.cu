@@ -14,9 +14,9 @@ template <class T>
 __device__ void attention_bwd_delta(const AttentionBwd& a) {
     const unsigned query = blockIdx.x * (blockDim.x / WARP) + warp_id(), head = blockIdx.y;
     if (query >= a.queries) return;  // whole warps leave; no block barrier follows
-    const size_t row = (size_t(query) * a.heads + head) * a.dim;
+    const size_t row = (size_t(query) * a.heads + head) * a.v_dim;
     float sum = 0.f;
-    for (unsigned c = lane_id(); c < a.dim; c += WARP) sum += to_f32(in<T>(a.o)[row + c]) * to_f32(in<T>(a.d_o)[row + c]);
+    for (unsigned c = lane_id(); c < a.v_dim; c += WARP) sum += to_f32(in<T>(a.o)[row + c]) * to_f32(in<T>(a.d_o)[row + c]);
     sum = warp_sum(sum);
     if (lane_id() == 0) a.delta[size_t(head) * a.queries + query] = sum;
 }
@@ -35,7 +35,7 @@ template <class T, int B, int DIM>
 __device__ __forceinline__ void load_queries(
     AttentionBwdShared<B, DIM>& s, const AttentionHead<T>& x, unsigned first, unsigned rows, const AttentionBwd& a) {
     load_tile<T>(s.q, x.q + first * size_t(a.q_stride), a.q_stride, rows, a.dim, a.scale);
-    load_tile<T>(s.d_o, x.d_o + first * x.row, x.row, rows, a.dim, 1.f);
+    load_tile<T>(s.d_o, x.d_o + first * x.row, x.row, rows, a.v_dim, 1.f);
     if (threadIdx.x < B) {
         const bool inside = threadIdx.x < rows;
         s.lse[threadIdx.x] = inside ? x.lse[first + threadIdx.x] : INFINITY;
@@ -47,7 +47,7 @@ template <class T, int B, int DIM>
 __device__ __forceinline__ void load_keys(
     AttentionBwdShared<B, DIM>& s, const AttentionHead<T>& x, unsigned first, unsigned rows, const AttentionBwd& a) {
     load_tile<T>(s.k, x.k + first * size_t(a.k_stride), a.k_stride, rows, a.dim, 1.f);
-    load_tile<T>(s.v, x.v + first * size_t(a.v_stride), a.v_stride, rows, a.dim, 1.f);
+    load_tile<T>(s.v, x.v + first * size_t(a.v_stride), a.v_stride, rows, a.v_dim, 1.f);
 }
 
 // dk and dv of a tile of keys, over all tiles of queries. Rows of the score tile are keys, columns queries.
@@ -68,7 +68,7 @@ __device__ __forceinline__ void attention_bwd_kv(const AttentionBwd& a) {
         __syncthreads();  // all four tiles are there
         float p[ROWS_PER_THREAD][COLS], ds[ROWS_PER_THREAD][COLS];
         dot_rows(p, s.k, s.q, a.dim);
-        dot_rows(ds, s.v, s.d_o, a.dim);
+        dot_rows(ds, s.v, s.d_o, a.v_dim);
         UNROLL
         for (int r = 0; r < ROWS_PER_THREAD; ++r)
             UNROLL
@@ -86,7 +86,7 @@ __device__ __forceinline__ void attention_bwd_kv(const AttentionBwd& a) {
     }
     const size_t key = size_t(seq.keys.start) + first;
     store_rows(out<T>(a.dk) + key * a.k_stride + head * a.dim, a.k_stride, dk, seq.keys.length - first, a.dim, 1.f);
-    store_rows(out<T>(a.dv) + key * a.v_stride + head * a.dim, a.v_stride, dv, seq.keys.length - first, a.dim, 1.f);
+    store_rows(out<T>(a.dv) + key * a.v_stride + head * a.v_dim, a.v_stride, dv, seq.keys.length - first, a.v_dim, 1.f);
 }
 ATTENTION_KERNEL(attention_bwd_kv, 32, 32, AttentionBwd)
 ATTENTION_KERNEL(attention_bwd_kv, 32, 64, AttentionBwd)
@@ -112,7 +112,7 @@ __device__ __forceinline__ void attention_bwd_q(const AttentionBwd& a) {
         __syncthreads();  // all four tiles are there
         float p[ROWS_PER_THREAD][COLS], ds[ROWS_PER_THREAD][COLS];
         dot_rows(p, s.q, s.k, a.dim);
-        dot_rows(ds, s.d_o, s.v, a.dim);
+        dot_rows(ds, s.d_o, s.v, a.v_dim);
         UNROLL
         for (int r = 0; r < ROWS_PER_THREAD; ++r)
             UNROLL
@@ -146,9 +146,9 @@ ATTENTION_MMA_KERNEL(attention_bwd_short, 128, AttentionBwd, 256)
 
 // Long sequences on tensor cores. Names: warps of a block x rows of a warp.
 #define ATTENTION_BWD_LONG(pass, warps, tiles, rows)                                                          \
-    template <class T, int DIM>                                                                               \
+    template <class T, int DIM, int VDIM = DIM>                                                               \
     __device__ __forceinline__ void attention_bwd_long_##pass##_##warps##x##rows(const AttentionBwd& a) {      \
-        attention_bwd_long_##pass<T, DIM, tiles, warps>(a);                                                    \
+        attention_bwd_long_##pass<T, DIM, VDIM, tiles, warps>(a);                                              \
     }
 ATTENTION_BWD_LONG(q, 4, 2, 32)
 ATTENTION_BWD_LONG(q, 4, 1, 16)
@@ -172,6 +172,8 @@ __device__ __forceinline__ void attention_bwd_long_pairs_4x16(const AttentionBwd
     attention_bwd_long_pairs<T, DIM, 4>(a);
 }
 ATTENTION_MMA_KERNEL(attention_bwd_long_pairs_4x16, 256, AttentionBwd, 256)
+ATTENTION_NARROW_KERNEL(attention_bwd_long_q_8x16, 256, 64, AttentionBwd, 256)
+ATTENTION_NARROW_KERNEL(attention_bwd_long_kv_8x16, 256, 64, AttentionBwd, 256)
 
 struct AttentionSum {
     const float* parts;  // [parts, rows, width], `step` elements from part to part

@@ -69,42 +69,51 @@ __device__ __forceinline__ void accumulate_tile(
     }
 }
 
-// Tiles of each operand that streams: at 256 columns half, so that what stays fits beside two stages.
-template <int DIM>
+// Tiles of each operand that streams: at 256 columns of both half, so that what stays fits beside two stages.
+template <int DIM, int VDIM>
 struct BwdStage {
-    static constexpr int value = DIM <= 128 ? LONG_STAGE : LONG_STAGE / 2;
+    static constexpr int value = VDIM <= 128 ? LONG_STAGE : LONG_STAGE / 2;
 };
 
-// Dynamic shared memory of all kernels: two stages of what streams and room for one of the two operands that stay (the
-// other comes through the second stage), which are 24 tiles of 16 · DIM elements, or 12 at 256 columns; then two stages of
-// pairs of numbers.
+// Dynamic shared memory of all kernels: two stages of what streams, each 4 tiles of 16 · (DIM + VDIM) elements, or 2 at 256
+// columns of both; room for one of the two operands that stay, twice as many tiles of 16 · DIM (the other comes through the
+// second stage); then two stages of pairs of numbers. Of operands of different widths the wide one has the room: it is the
+// one that does not fit into registers whole.
 
 // dq of a block of queries, over all keys.
-template <class T, int DIM, int TILES, int WARPS>
+template <class T, int DIM, int VDIM, int TILES, int WARPS>
 __device__ __forceinline__ void attention_bwd_long_q(const AttentionBwd& a) {
-    constexpr int TILES_AT_ONCE = BwdStage<DIM>::value, STAGE = 2 * TILES_AT_ONCE, KEYS = TILES_AT_ONCE * TILE;
-    // Steps of d_o in registers: beside dq and q of 256 columns there is room for none but these.
-    constexpr int D_O_KEPT = DIM <= 128 ? DIM / 16 : 1;
-    static_assert(TILES * WARPS <= STAGE, "the queries fit into a stage");
-    typedef SharedRows<T, DIM, TILE * DIM> Rows;
+    constexpr int TILES_AT_ONCE = BwdStage<DIM, VDIM>::value, KEYS = TILES_AT_ONCE * TILE;
+    // Steps of d_o in registers: beside dq and q of 256 columns there is room for none but these. Steps of q likewise,
+    // where d_o is narrow and kept whole.
+    constexpr int D_O_KEPT = VDIM <= 128 ? VDIM / 16 : 1;
+    constexpr int Q_KEPT = VDIM == DIM ? DIM / 16 : 14;
+    static_assert(TILES * WARPS <= 2 * TILES_AT_ONCE, "the queries fit into a stage");
+    typedef Stages<T, DIM, VDIM, TILES_AT_ONCE> Staged;
+    typedef typename Staged::Wide Wide;
+    typedef typename Staged::Narrow Narrow;
     DYN_SMEM(memory);
     const unsigned warps = blockDim.x / WARP, mine = warp_id() * TILES;
     const LongBlock block(a, warps * TILES * TILE);
     const unsigned queries = block.seq.queries.length, first = block.first + mine * TILE;  // of this warp
     if (block.first >= queries) return;  // the whole block
-    const Rows stages{reinterpret_cast<T*>(memory)};
+    const Staged stages{reinterpret_cast<T*>(memory)};
+    const Wide q_rows = stages.wide(VDIM == DIM ? 1 : 2).from(mine);  // of this warp
+    const Narrow d_o_rows = stages.place(VDIM == DIM ? 2 : 1).from(mine);
     const Sequence part = streaming(block.seq.keys, KEYS);
     const unsigned length = part.length;
     const AttentionHead<T> x(a, size_t(block.seq.queries.start) + block.first, part.start, block.head);
 
-    copy_tiles(stages.from(STAGE), x.q, a.q_stride, 0, warps * TILES, queries - block.first, a.dim, warp_id(), warps);
-    copy_tiles(stages.from(2 * STAGE), x.d_o, x.row, 0, warps * TILES, queries - block.first, a.dim, warp_id(), warps);
-    copy_stage<TILES_AT_ONCE>(stages, x.k, a.k_stride, x.v, a.v_stride, length, a.dim);
+    copy_tiles(stages.wide(VDIM == DIM ? 1 : 2), x.q, a.q_stride, 0, warps * TILES, queries - block.first, a.dim,
+               warp_id(), warps);
+    copy_tiles(stages.place(VDIM == DIM ? 2 : 1), x.d_o, x.row, 0, warps * TILES, queries - block.first, a.v_dim,
+               warp_id(), warps);
+    stages.copy(0, x.k, a.k_stride, x.v, a.v_stride, length, a.dim, a.v_dim);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();  // the queries and their d_o are there
-    const LeftTiles<TILES, DIM / 16, Rows> q(stages, STAGE + mine);
-    const LeftTiles<TILES, D_O_KEPT, Rows> d_o(stages, 2 * STAGE + mine);
+    const LeftTiles<TILES, Q_KEPT, Wide> q(q_rows, 0);
+    const LeftTiles<TILES, D_O_KEPT, Narrow> d_o(d_o_rows, 0);
     float lse[TILES][2], delta[TILES][2];  // of rows g and g + 8 of each tile
     float* pairs = query_pairs(a, block.head, pairs_gap(block), block.seq.queries.start);
     UNROLL
@@ -113,11 +122,11 @@ __device__ __forceinline__ void attention_bwd_long_q(const AttentionBwd& a) {
         const unsigned row = lane_id() % 16, in_block = (mine + m) * TILE + row, query = block.first + in_block;
         float sum = 0.f;
         UNROLL
-        for (int n = 0; n < DIM / 16; ++n) {
+        for (int n = 0; n < VDIM / 16; ++n) {
             const unsigned column = 16 * n + lane_id() / 16 * 8;
-            if (query < queries && column < a.dim) {
+            if (query < queries && column < a.v_dim) {
                 const Vec<T, 8> y = load_vec<T, 8>(x.o + in_block * x.row + column),
-                                d = load_vec<T, 8>(stages.piece(2 * STAGE + mine + m, row, column / 8));
+                                d = load_vec<T, 8>(d_o_rows.piece(m, row, column / 8));
                 UNROLL
                 for (int i = 0; i < 8; ++i) sum += to_f32(y[i]) * to_f32(d[i]);
             }
@@ -140,11 +149,12 @@ __device__ __forceinline__ void attention_bwd_long_q(const AttentionBwd& a) {
         cp_async_wait<0>();
         __syncthreads();  // this stage is there, the other is done with
         if (key + KEYS < length) {
-            copy_stage<TILES_AT_ONCE>(stages.from((stage ^ 1) * STAGE), x.k + size_t(key + KEYS) * a.k_stride, a.k_stride,
-                                      x.v + size_t(key + KEYS) * a.v_stride, a.v_stride, length - key - KEYS, a.dim);
+            stages.copy(stage ^ 1, x.k + size_t(key + KEYS) * a.k_stride, a.k_stride,
+                        x.v + size_t(key + KEYS) * a.v_stride, a.v_stride, length - key - KEYS, a.dim, a.v_dim);
             cp_async_commit();
         }
-        const Rows k = stages.from(stage * STAGE), v = k.from(TILES_AT_ONCE);
+        const Wide k = stages.wide(stage);
+        const Narrow v = stages.narrow(stage);
         const unsigned keys = first < queries ? min(length - key, unsigned(KEYS)) : 0;
 #pragma unroll 1
         for (unsigned c = 0; TILE * c < keys; ++c) {
@@ -189,7 +199,7 @@ __device__ __forceinline__ void attention_bwd_long_q(const AttentionBwd& a) {
                 store_part(to + size_t(TILE * m) * row, row, dq[m], rows - TILE * m, a.dim, a.scale, a.scale);
         return;
     }
-    const Rows to = stages.from(stage * STAGE + mine);
+    const Wide to = VDIM == DIM ? stages.wide(stage).from(mine) : q_rows;
     UNROLL
     for (int m = 0; m < TILES; ++m) stage_tile(to, m, dq[m], a.scale, a.scale);
     __syncwarp();  // dq is there
@@ -198,17 +208,18 @@ __device__ __forceinline__ void attention_bwd_long_q(const AttentionBwd& a) {
         store_tile(out<T>(a.dq) + query * a.q_stride + again.head * a.dim, a.q_stride, to, m, rows, a.dim);
 }
 
-// The queries that stream past a block of keys: q, d_o and their pairs of numbers, a stage of STAGE tiles at a time.
-template <class T, int STAGE, class Rows>
+// The queries that stream past a block of keys: q, d_o and their pairs of numbers, a stage at a time.
+template <class T, class Staged>
 struct QueryStages {
-    static constexpr unsigned QUERIES = STAGE * TILE;
+    static constexpr unsigned QUERIES = Staged::TILES * TILE;
     const AttentionBwd& a;
-    Rows stages;
+    Staged stages;
     float* numbers;  // [2, QUERIES, 2]
     Sequence part;
     unsigned head, gap;
 
-    __device__ __forceinline__ QueryStages(const AttentionBwd& a, const LongBlock& block, const Rows& stages, float* numbers)
+    __device__ __forceinline__ QueryStages(
+        const AttentionBwd& a, const LongBlock& block, const Staged& stages, float* numbers)
         : a(a),
           stages(stages),
           numbers(numbers),
@@ -220,8 +231,7 @@ struct QueryStages {
     __device__ __forceinline__ void copy(unsigned query, unsigned stage) const {
         const unsigned head = computed_here(this->head);
         const AttentionHead<T> from(a, size_t(computed_here(part.start)) + query, 0, head);
-        copy_stage<STAGE>(stages.from(stage * 2 * STAGE), from.q, a.q_stride, from.d_o, unsigned(from.row),
-                          part.length - query, a.dim);
+        stages.copy(stage, from.q, a.q_stride, from.d_o, unsigned(from.row), part.length - query, a.dim, a.v_dim);
         const float* pairs = query_pairs(a, head, gap, part.start + query);
         for (unsigned i = 2 * computed_here(threadIdx.x); i < QUERIES; i += 2 * blockDim.x) {
             const int count = min(2, max(0, int(part.length - query) - int(i)));
@@ -238,59 +248,66 @@ struct QueryStages {
     }
 };
 
-// One warp's 16 rows of a gradient by keys: rounded through tile `tile` of shared memory into `to`, or, where the
-// queries come in parts, as they are into this part of them. `rows`: from `key` on to the end of the sequence.
+// One warp's 16 rows of a gradient by keys: rounded through a tile of shared memory into `to`, or, where the queries
+// come in parts, as they are into this part of them. `rows`: from `key` on to the end of the sequence.
 template <class T, class Rows, int COLUMNS>
 __device__ __forceinline__ void store_key_gradient(const AttentionBwd& a, void* to, unsigned stride, bool is_v, size_t key,
                                                    unsigned head, float (&x)[COLUMNS][4], unsigned rows, float factor,
-                                                   const Rows& stages, unsigned tile) {
+                                                   const Rows& staged) {
+    const unsigned dim = is_v ? a.v_dim : a.dim;
     if (gridDim.y > 1) {
-        const unsigned row = a.heads * a.dim;
-        float* part = a.parts + ((size_t(blockIdx.y) * 2 + is_v) * a.keys + key) * row + head * a.dim;
-        store_part(part, row, x, rows, a.dim, factor, factor);
+        const size_t before = size_t(blockIdx.y) * (a.dim + a.v_dim) + (is_v ? a.dim : 0);  // columns of all keys and heads
+        float* part = a.parts + (before * a.keys + key * dim) * a.heads + head * dim;
+        store_part(part, a.heads * dim, x, rows, dim, factor, factor);
         return;
     }
-    const Rows staged = stages.from(tile);
     stage_tile(staged, 0, x, factor, factor);
     __syncwarp();  // all of it is there
-    store_tile(out<T>(to) + key * stride + head * a.dim, stride, staged, 0, rows, a.dim);
+    store_tile(out<T>(to) + key * stride + head * dim, stride, staged, 0, rows, dim);
 }
 
 // dk and dv of a block of keys, over all queries. Rows of the score tile are keys, columns queries.
-template <class T, int DIM, int TILES, int WARPS>
+template <class T, int DIM, int VDIM, int TILES, int WARPS>
 __device__ __forceinline__ void attention_bwd_long_kv(const AttentionBwd& a) {
-    constexpr int STAGE = 2 * LONG_STAGE, QUERIES = LONG_STAGE * TILE;
-    // Steps of v in registers: as many as dk, dv and k leave room for.
-    constexpr int V_KEPT = DIM == 64 ? 1 : DIM == 80 ? 4 : DIM / 16;
-    static_assert(TILES * WARPS <= STAGE, "the keys fit into a stage");
-    typedef SharedRows<T, DIM, TILE * DIM> Rows;
+    constexpr int QUERIES = LONG_STAGE * TILE;
+    // Steps of v in registers: as many as dk, dv and k leave room for. Steps of k likewise, where v is narrow.
+    constexpr int V_KEPT = DIM == 64 ? 1 : DIM == 80 ? 4 : VDIM / 16;
+    constexpr int K_KEPT = VDIM == DIM ? DIM / 16 : 7;
+    static_assert(TILES * WARPS <= 2 * LONG_STAGE, "the keys fit into a stage");
+    typedef Stages<T, DIM, VDIM, LONG_STAGE> Staged;
+    typedef typename Staged::Wide Wide;
+    typedef typename Staged::Narrow Narrow;
     DYN_SMEM(memory);
     const unsigned warps = blockDim.x / WARP, mine = warp_id() * TILES;
     const LongBlock block(a, warps * TILES * TILE);
     const unsigned keys = block.seq.keys.length, first = block.first + mine * TILE;  // of this warp
     if (block.first >= keys) return;  // the whole block
-    const Rows stages{reinterpret_cast<T*>(memory)};
-    const QueryStages<T, LONG_STAGE, Rows> from(a, block, stages, reinterpret_cast<float*>(stages.from(3 * STAGE).first));
+    const Staged stages{reinterpret_cast<T*>(memory)};
+    const Wide k_rows = stages.wide(VDIM == DIM ? 1 : 2);
+    const Narrow v_rows = stages.place(VDIM == DIM ? 2 : 1);
+    const QueryStages<T, Staged> from(
+        a, block, stages, reinterpret_cast<float*>(stages.wide(2).from(2 * LONG_STAGE).first));
     const unsigned length = from.part.length;
     {
         const AttentionHead<T> x(a, 0, size_t(block.seq.keys.start) + block.first, block.head);
-        copy_tiles(stages.from(STAGE), x.k, a.k_stride, 0, warps * TILES, keys - block.first, a.dim, warp_id(), warps);
-        copy_tiles(stages.from(2 * STAGE), x.v, a.v_stride, 0, warps * TILES, keys - block.first, a.dim, warp_id(), warps);
+        copy_tiles(k_rows, x.k, a.k_stride, 0, warps * TILES, keys - block.first, a.dim, warp_id(), warps);
+        copy_tiles(v_rows, x.v, a.v_stride, 0, warps * TILES, keys - block.first, a.v_dim, warp_id(), warps);
     }
     from.copy(0, 0);
     cp_async_wait<0>();
     __syncthreads();  // the keys and values are there
-    const LeftTiles<TILES, DIM / 16, Rows> k(stages, STAGE + mine);
-    const LeftTiles<TILES, V_KEPT, Rows> v(stages, 2 * STAGE + mine);
+    const LeftTiles<TILES, K_KEPT, Wide> k(k_rows, mine);
+    const LeftTiles<TILES, V_KEPT, Narrow> v(v_rows, mine);
 
     const float scale = a.scale * LOG2_E;
-    float dk[TILES][DIM / 8][4] = {}, dv[TILES][DIM / 8][4] = {};
+    float dk[TILES][DIM / 8][4] = {}, dv[TILES][VDIM / 8][4] = {};
     for (unsigned query = 0; query < length; query += QUERIES) {
         const unsigned stage = query / QUERIES % 2;
         cp_async_wait<0>();
         __syncthreads();  // this stage is there, the other is done with
         if (query + QUERIES < length) from.copy(query + QUERIES, stage ^ 1);
-        const Rows q = stages.from(stage * STAGE), d_o = q.from(LONG_STAGE);
+        const Wide q = stages.wide(stage);
+        const Narrow d_o = stages.narrow(stage);
         const unsigned queries = first < keys ? min(length - query, unsigned(QUERIES)) : 0;
 #pragma unroll 1
         for (unsigned c = 0; TILE * c < queries; ++c) {
@@ -324,8 +341,10 @@ __device__ __forceinline__ void attention_bwd_long_kv(const AttentionBwd& a) {
         if (first + TILE * m < again.seq.keys.length) {
             const unsigned rows = again.seq.keys.length - first - TILE * m;
             const size_t key = size_t(again.seq.keys.start) + first + TILE * m;
-            store_key_gradient<T>(a, a.dk, a.k_stride, false, key, again.head, dk[m], rows, a.scale, stages,
-                                  stage * STAGE + mine + m);
-            store_key_gradient<T>(a, a.dv, a.v_stride, true, key, again.head, dv[m], rows, 1.f, stages, 2 * STAGE + mine + m);
+            // Where this warp's v, or k, has stayed, and the stage.
+            store_key_gradient<T>(a, a.dk, a.k_stride, false, key, again.head, dk[m], rows, a.scale,
+                                  stages.wide(VDIM == DIM ? stage : 2).from(mine + m));
+            store_key_gradient<T>(a, a.dv, a.v_stride, true, key, again.head, dv[m], rows, 1.f,
+                                  stages.place(VDIM == DIM ? 2 : stage).from(mine + m));
         }
 }

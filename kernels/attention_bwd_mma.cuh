@@ -5,20 +5,22 @@
 struct AttentionBwd {
     const void* q;     // [queries, heads, dim] T, q_stride elements from query to query
     const void* k;     // [keys, heads, dim] T, k_stride likewise
-    const void* v;     // [keys, heads, dim] T, v_stride
-    const void* o;     // [queries, heads, dim] T
-    const void* d_o;   // [queries, heads, dim] T
+    const void* v;     // [keys, heads, v_dim] T, v_stride
+    const void* o;     // [queries, heads, v_dim] T
+    const void* d_o;   // [queries, heads, v_dim] T
     const float* lse;  // [heads, queries]
     float* delta;      // [heads, queries]: rowsum(d_o * o); long: [heads, pairs, 2]: lse · log2 e, and that
     const int* cu_q;   // [sequences + 1]
     const int* cu_k;   // [sequences + 1]
     void *dq, *dk, *dv;  // as q, k and v, strides included
-    float* parts;      // long, in parts: [parts, queries, heads, dim] of dq, or [parts, 2, keys, heads, dim] of dk and dv
+    float* parts;      // long, in parts: [parts, queries, heads, dim] of dq; or, of each part, [keys, heads, dim] of dk and
+                       // then [keys, heads, v_dim] of dv
     unsigned q_stride, k_stride, v_stride;
-    unsigned queries, keys, heads, dim;
+    unsigned queries, keys, heads, dim, v_dim;
     unsigned tiles;  // of the rows a block takes, in the longest sequence of the side whose rows those are
     unsigned pairs;  // of one head
     float scale;
+    unsigned pad;
 };
 
 // One head of one sequence.
@@ -28,12 +30,12 @@ struct AttentionHead {
     const float *lse, *delta;
     size_t row;  // elements from query to query in o and d_o
     __device__ __forceinline__ AttentionHead(const AttentionBwd& a, size_t query, size_t key, unsigned head)
-        : row(size_t(a.heads) * a.dim) {
+        : row(size_t(a.heads) * a.v_dim) {
         q = in<T>(a.q) + query * a.q_stride + head * a.dim;
         k = in<T>(a.k) + key * a.k_stride + head * a.dim;
-        v = in<T>(a.v) + key * a.v_stride + head * a.dim;
-        o = in<T>(a.o) + query * row + head * a.dim;
-        d_o = in<T>(a.d_o) + query * row + head * a.dim;
+        v = in<T>(a.v) + key * a.v_stride + head * a.v_dim;
+        o = in<T>(a.o) + query * row + head * a.v_dim;
+        d_o = in<T>(a.d_o) + query * row + head * a.v_dim;
         lse = a.lse + size_t(head) * a.queries + query;
         delta = a.delta + size_t(head) * a.queries + query;
     }
@@ -42,7 +44,7 @@ struct AttentionHead {
 // Short sequences on tensor cores, in one launch: q, k, v and d_o of one head of one sequence lie in shared memory, and
 // each warp owns 16 keys. Over 64 queries at a time a warp computes Pᵀ and dSᵀ of its keys and adds to its dk and dv;
 // dSᵀ goes to shared memory, from which the block then makes dq of these queries. Every result is one sum in a fixed
-// order. Block x: head, fastest, of a sequence; a warp per tile of 16 tokens of the longest sequence of either side
+// order. v_dim is dim. Block x: head, fastest, of a sequence; a warp per tile of 16 tokens of the longest sequence of either side
 // (`tiles`): tile i of the queries and tile i of the keys. Dynamic shared memory: 16 · (4 · DIM + 64 elements, 2 floats) for each tile.
 template <class T, int DIM>
 __device__ __forceinline__ void attention_bwd_short(const AttentionBwd& a) {

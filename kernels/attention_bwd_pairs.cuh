@@ -8,30 +8,31 @@
 // float. A block has 2 · PAIRS warps at most, whole pairs.
 template <class T, int DIM, int PAIRS>
 __device__ __forceinline__ void attention_bwd_long_pairs(const AttentionBwd& a) {
-    constexpr int TILES_AT_ONCE = BwdStage<DIM>::value, STAGE = 2 * TILES_AT_ONCE, QUERIES = TILES_AT_ONCE * TILE;
-    static_assert(PAIRS <= STAGE, "the keys fit into a stage");
-    typedef SharedRows<T, DIM, TILE * DIM> Rows;
+    constexpr int TILES_AT_ONCE = BwdStage<DIM, DIM>::value, QUERIES = TILES_AT_ONCE * TILE;
+    static_assert(PAIRS <= 2 * TILES_AT_ONCE, "the keys fit into a stage");
+    typedef Stages<T, DIM, DIM, TILES_AT_ONCE> Staged;
+    typedef typename Staged::Wide Rows;
     DYN_SMEM(memory);
     const unsigned pairs = blockDim.x / (2 * WARP), mine = warp_id() / 2;
     const bool second = warp_id() % 2;
     const LongBlock block(a, pairs * TILE);
     const unsigned keys = block.seq.keys.length, first = block.first + mine * TILE;  // of this pair
     if (block.first >= keys) return;  // the whole block
-    const Rows stages{reinterpret_cast<T*>(memory)};
-    float* numbers = reinterpret_cast<float*>(stages.from(3 * STAGE).first);
+    const Staged stages{reinterpret_cast<T*>(memory)};
+    float* numbers = reinterpret_cast<float*>(stages.wide(3).first);
     // P of this lane's places: [tile of queries, half of its columns, 4], lanes side by side.
     float* shared_p = numbers + 2 * 2 * QUERIES + mine * (TILE * QUERIES) + 4 * lane_id();
-    const QueryStages<T, TILES_AT_ONCE, Rows> from(a, block, stages, numbers);
+    const QueryStages<T, Staged> from(a, block, stages, numbers);
     const unsigned length = from.part.length;
     {
         const AttentionHead<T> x(a, 0, size_t(block.seq.keys.start) + block.first, block.head);
-        copy_tiles(stages.from(STAGE), x.k, a.k_stride, 0, pairs, keys - block.first, a.dim, warp_id(), blockDim.x / WARP);
-        copy_tiles(stages.from(2 * STAGE), x.v, a.v_stride, 0, pairs, keys - block.first, a.dim, warp_id(), blockDim.x / WARP);
+        copy_tiles(stages.wide(1), x.k, a.k_stride, 0, pairs, keys - block.first, a.dim, warp_id(), blockDim.x / WARP);
+        copy_tiles(stages.wide(2), x.v, a.v_stride, 0, pairs, keys - block.first, a.v_dim, warp_id(), blockDim.x / WARP);
     }
     from.copy(0, 0);
     cp_async_wait<0>();
     __syncthreads();  // the keys and values are there
-    const LeftTiles<1, DIM / 16, Rows> left(stages, (second ? 2 : 1) * STAGE + mine);  // v or k
+    const LeftTiles<1, DIM / 16, Rows> left(stages.wide(second ? 2 : 1), mine);  // v or k
 
     const float scale = a.scale * LOG2_E;
     float sum[1][DIM / 8][4] = {};  // dk or dv
@@ -40,7 +41,7 @@ __device__ __forceinline__ void attention_bwd_long_pairs(const AttentionBwd& a) 
         cp_async_wait<0>();
         __syncthreads();  // this stage is there, the other and the last P are done with
         if (query + QUERIES < length) from.copy(query + QUERIES, stage ^ 1);
-        const Rows q = stages.from(stage * STAGE), d_o = q.from(TILES_AT_ONCE);
+        const Rows q = stages.wide(stage), d_o = stages.narrow(stage);
         const Rows right = second ? d_o : q, summed = second ? q : d_o;
         float x[TILES_AT_ONCE][1][2][4] = {};
         UNROLL
@@ -85,9 +86,9 @@ __device__ __forceinline__ void attention_bwd_long_pairs(const AttentionBwd& a) 
     if (first >= keys) return;  // whole warps leave; no block barrier follows
     const size_t key = size_t(block.seq.keys.start) + first;
     if (second)
-        store_key_gradient<T>(a, a.dk, a.k_stride, false, key, block.head, sum[0], keys - first, a.scale, stages,
-                              2 * STAGE + mine);
+        store_key_gradient<T>(a, a.dk, a.k_stride, false, key, block.head, sum[0], keys - first, a.scale,
+                              stages.wide(2).from(mine));
     else
-        store_key_gradient<T>(a, a.dv, a.v_stride, true, key, block.head, sum[0], keys - first, 1.f, stages,
-                              stage * STAGE + mine);
+        store_key_gradient<T>(a, a.dv, a.v_stride, true, key, block.head, sum[0], keys - first, 1.f,
+                              stages.wide(stage).from(mine));
 }

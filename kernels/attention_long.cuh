@@ -33,103 +33,135 @@ __device__ __forceinline__ Sequence streaming(const Sequence& seq, unsigned rows
     return {seq.start + from, min(each, seq.length - from)};
 }
 
-// Starts copying the next STAGE tiles of two operands, of which `rows` rows exist, into the tiles from `to` on; the
-// second's lie behind the first's.
-template <int STAGE, class T, int DIM, int STRIDE>
-__device__ __forceinline__ void copy_stage(const SharedRows<T, DIM, STRIDE>& to, const T* x, unsigned x_stride, const T* y,
-                                           unsigned y_stride, unsigned rows, unsigned dim) {
-    constexpr unsigned PIECES = DIM / 8;
-    for (unsigned i = computed_here(threadIdx.x); i < STAGE * TILE * PIECES; i += blockDim.x) {
-        const unsigned row = i / PIECES, piece = i % PIECES;
-        const bool inside = row < rows && 8 * piece < dim;
-        T* at = to.piece(row / TILE, row % TILE, piece);
-        cp_async_16(at, inside ? x + size_t(row) * x_stride + 8 * piece : x, inside ? 16 : 0);
-        cp_async_16(at + STAGE * STRIDE, inside ? y + size_t(row) * y_stride + 8 * piece : y, inside ? 16 : 0);
+// Two stages of COUNT tiles of what streams: rows of DIM columns and, behind them, rows of VDIM columns.
+template <class T, int DIM, int VDIM, int COUNT>
+struct Stages {
+    typedef SharedRows<T, DIM, TILE * DIM> Wide;
+    typedef SharedRows<T, VDIM, TILE * VDIM> Narrow;
+    static constexpr int TILES = COUNT, ELEMENTS = COUNT * TILE * (DIM + VDIM);
+    T* first;
+    __device__ __forceinline__ Wide wide(unsigned stage) const { return {first + stage * ELEMENTS}; }
+    __device__ __forceinline__ Narrow narrow(unsigned stage) const { return {wide(stage).from(COUNT).first}; }
+    // Where a stage begins, or, with number 2, what lies behind both, as rows of VDIM columns.
+    __device__ __forceinline__ Narrow place(unsigned stage) const { return {first + stage * ELEMENTS}; }
+
+    // Starts copying rows of x and y, of which `rows` exist, with `dim` and `v_dim` columns, into a stage.
+    __device__ __forceinline__ void copy(unsigned stage, const T* x, unsigned x_stride, const T* y, unsigned y_stride,
+                                         unsigned rows, unsigned dim, unsigned v_dim) const {
+        constexpr unsigned PIECES = DIM / 8, V_PIECES = VDIM / 8;
+        const Wide to = wide(stage);
+        const Narrow to_y = narrow(stage);
+        for (unsigned i = computed_here(threadIdx.x); i < COUNT * TILE * PIECES; i += blockDim.x) {
+            const unsigned row = i / PIECES, piece = i % PIECES;
+            const bool inside = row < rows && 8 * piece < dim, y_inside = row < rows && 8 * piece < v_dim;
+            cp_async_16(to.piece(row / TILE, row % TILE, piece), inside ? x + size_t(row) * x_stride + 8 * piece : x,
+                        inside ? 16 : 0);
+            if (VDIM == DIM)
+                cp_async_16(to_y.piece(row / TILE, row % TILE, piece),
+                            y_inside ? y + size_t(row) * y_stride + 8 * piece : y, y_inside ? 16 : 0);
+        }
+        if (VDIM == DIM) return;
+        for (unsigned i = computed_here(threadIdx.x); i < COUNT * TILE * V_PIECES; i += blockDim.x) {
+            const unsigned row = i / V_PIECES, piece = i % V_PIECES;
+            const bool inside = row < rows && 8 * piece < v_dim;
+            cp_async_16(to_y.piece(row / TILE, row % TILE, piece), inside ? y + size_t(row) * y_stride + 8 * piece : y,
+                        inside ? 16 : 0);
+        }
     }
-}
+};
 
 // ---- forward ----------------------------------------------------------------------------------------------------------------
 
 struct AttentionFwd {
     const void* q;    // [queries, heads, dim] T, q_stride elements from query to query
     const void* k;    // [keys, heads, dim] T, k_stride likewise
-    const void* v;    // [keys, heads, dim] T, v_stride
+    const void* v;    // [keys, heads, v_dim] T, v_stride
     const int* cu_q;  // [sequences + 1]
     const int* cu_k;  // [sequences + 1]
-    void* o;          // [queries, heads, dim] T; of parts: [parts, queries, heads, dim] float
+    void* o;          // [queries, heads, v_dim] T; of parts: [parts, queries, heads, v_dim] float
     float* lse;       // [heads, queries]; of parts: [parts, heads, queries]
     unsigned q_stride, k_stride, v_stride;
-    unsigned queries, keys, heads, dim;
+    unsigned queries, keys, heads, dim, v_dim;
     unsigned tiles;      // of the rows a block takes, in the longest sequence of queries
     unsigned key_tiles;  // short: of 16 keys, in the longest sequence of keys
     float scale;
+    unsigned pad;
 };
 
-// Dynamic shared memory: 16 tiles of 16 · DIM elements, two stages of k and v. The queries come through the second.
-template <class T, int DIM, int TILES, int WARPS>
+// Dynamic shared memory: two stages of k and v, each 4 tiles of 16 · (DIM + VDIM) elements. The queries come through the
+// second while the first is on its way, or, where values are too narrow for that, through both before.
+template <class T, int DIM, int VDIM, int TILES, int WARPS>
 __device__ __forceinline__ void attention_fwd_long(const AttentionFwd& a) {
     constexpr int KEYS = LONG_STAGE * TILE;
-    constexpr int CHUNK = DIM <= 80 ? LONG_STAGE : LONG_STAGE / 2;  // tiles of keys at a time: as registers allow
-    static_assert(TILES * WARPS <= 2 * LONG_STAGE, "the queries fit into a stage");
-    typedef SharedRows<T, DIM, TILE * DIM> Rows;
+    // Tiles of keys at a time: as registers allow, of which two tiles of 256 columns of q take half.
+    constexpr int CHUNK = DIM <= 80 ? LONG_STAGE : TILES * DIM <= 256 ? LONG_STAGE / 2 : 1;
+    typedef Stages<T, DIM, VDIM, LONG_STAGE> Staged;
+    constexpr int QUERIES = TILES * WARPS * TILE * DIM;
+    constexpr bool BESIDE = QUERIES <= Staged::ELEMENTS;
+    static_assert(QUERIES <= (BESIDE ? 1 : 2) * Staged::ELEMENTS, "the queries fit");
     DYN_SMEM(memory);
     const unsigned warps = blockDim.x / WARP, mine = warp_id() * TILES;
     const LongBlock block(a, warps * TILES * TILE);
     const unsigned queries = block.seq.queries.length;
     if (block.first >= queries) return;  // the whole block
-    const Rows stages{reinterpret_cast<T*>(memory)};
+    const Staged stages{reinterpret_cast<T*>(memory)};
     const Sequence part = streaming(block.seq.keys, KEYS);
-    const unsigned length = part.length, row = a.heads * a.dim;
+    const unsigned length = part.length;
     const size_t token = size_t(block.seq.queries.start) + block.first;
     const T* k = in<T>(a.k) + part.start * size_t(a.k_stride) + block.head * a.dim;
-    const T* v = in<T>(a.v) + part.start * size_t(a.v_stride) + block.head * a.dim;
+    const T* v = in<T>(a.v) + part.start * size_t(a.v_stride) + block.head * a.v_dim;
 
-    copy_tiles(stages.from(2 * LONG_STAGE), in<T>(a.q) + token * a.q_stride + block.head * a.dim, a.q_stride, 0,
-               warps * TILES, queries - block.first, a.dim, warp_id(), blockDim.x / WARP);
-    copy_stage<LONG_STAGE>(stages, k, a.k_stride, v, a.v_stride, length, a.dim);
+    copy_tiles(stages.wide(BESIDE), in<T>(a.q) + token * a.q_stride + block.head * a.dim, a.q_stride, 0, warps * TILES,
+               queries - block.first, a.dim, warp_id(), blockDim.x / WARP);
+    if (BESIDE) stages.copy(0, k, a.k_stride, v, a.v_stride, length, a.dim, a.v_dim);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();  // the queries are there
-    QueryTiles<T, DIM, TILES> x;
-    x.start(stages, 2 * LONG_STAGE + mine);
+    QueryTiles<T, DIM, VDIM, TILES> x;
+    x.start(stages.wide(BESIDE), mine);
+    if (!BESIDE) {
+        __syncthreads();  // all warps have theirs
+        if (length) stages.copy(0, k, a.k_stride, v, a.v_stride, length, a.dim, a.v_dim);
+        cp_async_commit();
+    }
     const unsigned first = block.first + mine * TILE;  // of this warp
     for (unsigned key = 0; key < length; key += KEYS) {
         const unsigned stage = key / KEYS % 2;
         cp_async_wait<0>();
         __syncthreads();  // this stage is there, the other is done with
         if (key + KEYS < length) {
-            copy_stage<LONG_STAGE>(stages.from((stage ^ 1) * 2 * LONG_STAGE), k + size_t(key + KEYS) * a.k_stride,
-                                   a.k_stride, v + size_t(key + KEYS) * a.v_stride, a.v_stride, length - key - KEYS, a.dim);
+            stages.copy(stage ^ 1, k + size_t(key + KEYS) * a.k_stride, a.k_stride, v + size_t(key + KEYS) * a.v_stride,
+                        a.v_stride, length - key - KEYS, a.dim, a.v_dim);
             cp_async_commit();
         }
-        const Rows keys = stages.from(stage * 2 * LONG_STAGE);
         if (first < queries && key + KEYS <= length) {
 #pragma unroll 1
             for (int c = 0; c < LONG_STAGE; c += CHUNK)
-                x.template attend<CHUNK * TILE, true>(keys, keys.from(LONG_STAGE), c, 0, a.scale * LOG2_E);
+                x.template attend<CHUNK * TILE, true>(stages.wide(stage), stages.narrow(stage), c, 0, a.scale * LOG2_E);
         } else if (first < queries) {
             for (int c = 0; key + c * TILE < length; c += CHUNK)
                 x.template attend<CHUNK * TILE, false>(
-                    keys, keys.from(LONG_STAGE), c, int(length - key) - c * TILE, a.scale * LOG2_E);
+                    stages.wide(stage), stages.narrow(stage), c, int(length - key) - c * TILE, a.scale * LOG2_E);
         }
     }
     const unsigned stage = (length + KEYS - 1) / KEYS % 2;  // not the last, which others may be reading
     if (first >= queries) return;  // whole warps leave; no block barrier follows
+    const unsigned row = a.heads * a.v_dim, rows = queries - first;
     const size_t query = size_t(block.seq.queries.start) + first;
-    x.close(a.lse + (size_t(blockIdx.y) * a.heads + block.head) * a.queries + query, queries - first, a.scale);
+    x.close(a.lse + (size_t(blockIdx.y) * a.heads + block.head) * a.queries + query, rows, a.scale);
     if (gridDim.y > 1) {
-        float* to = out<float>(a.o) + (size_t(blockIdx.y) * a.queries + query) * row + block.head * a.dim;
+        float* to = out<float>(a.o) + (size_t(blockIdx.y) * a.queries + query) * row + block.head * a.v_dim;
         UNROLL
         for (int m = 0; m < TILES; ++m)
-            if (first + TILE * m < queries)
-                store_part(to + size_t(TILE * m) * row, row, x.o[m], queries - first - TILE * m, a.dim, x.sum[m][0],
+            if (unsigned(TILE * m) < rows)
+                store_part(to + size_t(TILE * m) * row, row, x.o[m], rows - TILE * m, a.v_dim, x.sum[m][0],
                            x.sum[m][1]);
         return;
     }
-    const unsigned mine_at = stage * 2 * LONG_STAGE + mine;
-    x.stage(stages, mine_at);
+    const typename Staged::Narrow to = stages.place(stage).from(mine);
+    x.stage(to, 0);
     __syncwarp();  // o is there
     UNROLL
     for (int m = 0; m < TILES; ++m)
-        store_tile(out<T>(a.o) + query * row + block.head * a.dim, row, stages.from(mine_at), m, queries - first, a.dim);
+        store_tile(out<T>(a.o) + query * row + block.head * a.v_dim, row, to, m, rows, a.v_dim);
 }

@@ -1,7 +1,7 @@
 // Tensor-core attention, forward and backward: 16-row tiles of one warp. Their rows in shared memory: tiles.cuh.
 //
 // DIM is the number of columns a kernel is made for, a multiple of 16: 32, 64, 80, 96, 128 or 256. Columns from the head
-// dimension up to it are zero in shared memory, so that they change no sum.
+// dimension up to it are zero in shared memory, so that they change no sum. VDIM is the same for values, o and d_o.
 #pragma once
 #include "attention.cuh"
 #include "tiles.cuh"
@@ -54,10 +54,10 @@ __device__ __forceinline__ float quad_sum(float x) {
 // ---- forward ----------------------------------------------------------------------------------------------------------------
 
 // TILES tiles of 16 queries of one warp: what a running softmax keeps of the keys so far.
-template <class T, int DIM, int TILES>
+template <class T, int DIM, int VDIM, int TILES>
 struct QueryTiles {
     unsigned q[TILES][DIM / 16][4];
-    float o[TILES][DIM / 8][4];
+    float o[TILES][VDIM / 8][4];
     // Of rows g and g + 8 of each tile: what was taken off q · k before exp, and this lane's part of the sum.
     float max[TILES][2], sum[TILES][2];
 
@@ -68,7 +68,7 @@ struct QueryTiles {
             UNROLL
             for (int n = 0; n < DIM / 16; ++n) LEFT(q[m][n], rows, tile + m, n);
             UNROLL
-            for (int j = 0; j < DIM / 8; ++j)
+            for (int j = 0; j < VDIM / 8; ++j)
                 UNROLL
                 for (int i = 0; i < 4; ++i) o[m][j][i] = 0.f;
             UNROLL
@@ -81,8 +81,8 @@ struct QueryTiles {
 
     // Takes in KEYS keys from tile `first` on; unless WHOLE, only the first `keys` of them, at least one. `scale`:
     // positive, times log2 e, which makes exp(scale · (s - max)) one multiply-add and one exp2.
-    template <int KEYS, bool WHOLE, class Rows>
-    __device__ __forceinline__ void attend(const Rows& k, const Rows& v, unsigned first, int keys, float scale) {
+    template <int KEYS, bool WHOLE, class KeyRows, class ValueRows>
+    __device__ __forceinline__ void attend(const KeyRows& k, const ValueRows& v, unsigned first, int keys, float scale) {
         float s[TILES][KEYS / 8][4] = {};
         UNROLL
         for (int c = 0; c < KEYS / 16; ++c) {
@@ -132,7 +132,7 @@ struct QueryTiles {
                     max[m][r] = top[m][r];
                     sum[m][r] *= shrink;
                     UNROLL
-                    for (int j = 0; j < DIM / 8; ++j)
+                    for (int j = 0; j < VDIM / 8; ++j)
                         UNROLL
                         for (int i = 2 * r; i < 2 * r + 2; ++i) o[m][j][i] *= shrink;
                 }
@@ -157,7 +157,7 @@ struct QueryTiles {
                 UNROLL
                 for (int m = 0; m < TILES; ++m) as_left<T>(p[m], s[m][2 * c], s[m][2 * c + 1]);
                 UNROLL
-                for (int n = 0; n < DIM / 16; ++n) {
+                for (int n = 0; n < VDIM / 16; ++n) {
                     unsigned b[4];
                     RIGHT_T(b, v, first + c, n);
                     UNROLL
@@ -198,3 +198,12 @@ struct QueryTiles {
     }                                                                    \
     KERNEL_DTYPE_BOUNDS(name##_hd##dim, bf16, bf16, Args, __VA_ARGS__)   \
     KERNEL_DTYPE_BOUNDS(name##_hd##dim, f16, f16, Args, __VA_ARGS__)
+
+// The same for values of `v_dim` columns: name_hd<dim>v<v_dim>.
+#define ATTENTION_NARROW_KERNEL(name, dim, v_dim, Args, ...)                        \
+    template <class T>                                                              \
+    __device__ void name##_hd##dim##v##v_dim(const Args& a) {                       \
+        name<T, dim, v_dim>(a);                                                     \
+    }                                                                               \
+    KERNEL_DTYPE_BOUNDS(name##_hd##dim##v##v_dim, bf16, bf16, Args, __VA_ARGS__)    \
+    KERNEL_DTYPE_BOUNDS(name##_hd##dim##v##v_dim, f16, f16, Args, __VA_ARGS__)

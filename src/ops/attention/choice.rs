@@ -17,8 +17,10 @@ const SHORT_FWD_WARPS: usize = 6;
 /// Queries between barriers of the short backward (`BLOCK` in attention_bwd_mma.cuh).
 const SHORT_BWD_BLOCK: usize = 64;
 /// Rows of a stage of the long kernels (`LONG_STAGE` tiles in attention_long.cuh); half of it in the backward at 256
-/// columns (`BwdStage` in attention_bwd_long.cuh).
+/// columns of everything (`BwdStage` in attention_bwd_long.cuh).
 const LONG_STAGE: usize = 64;
+/// Columns of values for which the long kernels have instances of their own at [`MAX_DIM`] columns of keys.
+const NARROW: usize = 64;
 /// Warps below which the long kernels cut what streams into parts: eight for each multiprocessor of an H100 or H200,
 /// whatever the device, so that results do not depend on it. Their registers allow about as many at a time.
 const ENOUGH_WARPS: usize = 8 * 132;
@@ -49,16 +51,18 @@ pub(super) enum Family {
 /// Tensor cores take 16-bit types, rows of whole 16-byte pieces (for `cp.async`), and a positive scale (their softmax
 /// takes the row's maximum before it scales). The short family takes what fits into shared memory and, backward, into
 /// the registers of one block, up to 128 columns: it reads every operand once, and its backward computes scores once, the
-/// long one's twice. Where few warps would run, the long family cuts its work into [`parts`].
+/// long one's twice. Values narrower than queries and keys are for the long family (and the tiled one). Where few warps
+/// would run, the long family cuts its work into [`parts`].
 /// Kernels for one architecture (TMA and wgmma on sm_90a) are to be chosen here, ahead of `Long`: arithmetic and not
 /// bytes sets the time from about 300 tokens on.
 pub(super) fn family(pass: Pass, dtype: DType, scale: f32, dims: Dims, shared: usize) -> Family {
     let tensor_cores = matches!(dtype, DType::BF16 | DType::F16)
         && dims.dim.is_multiple_of(8)
+        && dims.v_dim.is_multiple_of(8)
         && scale > 0.0
         && 3 * dims.heads * dims.dim <= u32::MAX as usize; // the stride from token to token
     let tiles = q_tiles(dims).max(k_tiles(dims));
-    let short = dims.dim <= 128 && (pass == Pass::Forward || tiles <= short_bwd(dims.dim).1);
+    let short = dims.dim <= 128 && dims.v_dim == dims.dim && (pass == Pass::Forward || tiles <= short_bwd(dims.dim).1);
     let in_a_grid = |blocks: usize| dims.seqs.saturating_mul(dims.heads).saturating_mul(blocks) <= i32::MAX as usize;
     if tensor_cores && short && in_a_grid(1) && short_shared(pass, dims) <= shared {
         Family::Short
@@ -162,44 +166,59 @@ impl Long {
     }
 }
 
+/// The columns the long kernels for a head dimension are made for: of queries and keys, and of values. Narrow values take a
+/// kernel of their own where it saves most, SAM-2's memories (256 and 64); elsewhere they are padded as much as keys.
+pub(super) fn long_columns(dims: Dims) -> [usize; 2] {
+    match columns(dims.dim) {
+        MAX_DIM if dims.v_dim <= NARROW => [MAX_DIM, NARROW],
+        columns => [columns; 2],
+    }
+}
+
 /// The long forward kernel of a head dimension. 32 rows a warp, so that what is read from shared memory serves two
 /// products, unless their results alone would fill the registers.
-pub(super) fn long_fwd(dim: usize) -> Long {
-    Long::new(match columns(dim) {
-        32 => ("attention_fwd_long_4x32_hd32", 4, 32),
-        64 => ("attention_fwd_long_4x32_hd64", 4, 32),
-        80 => ("attention_fwd_long_4x32_hd80", 4, 32),
-        96 => ("attention_fwd_long_4x32_hd96", 4, 32),
-        128 => ("attention_fwd_long_8x16_hd128", 8, 16),
+pub(super) fn long_fwd(dims: Dims) -> Long {
+    Long::new(match long_columns(dims) {
+        [MAX_DIM, NARROW] => ("attention_fwd_long_4x32_hd256v64", 4, 32),
+        [32, _] => ("attention_fwd_long_4x32_hd32", 4, 32),
+        [64, _] => ("attention_fwd_long_4x32_hd64", 4, 32),
+        [80, _] => ("attention_fwd_long_4x32_hd80", 4, 32),
+        [96, _] => ("attention_fwd_long_4x32_hd96", 4, 32),
+        [128, _] => ("attention_fwd_long_8x16_hd128", 8, 16),
         _ => ("attention_fwd_long_8x16_hd256", 8, 16),
     })
 }
 
 /// The long kernels for the gradients by q, and by k and v, which hold twice the results; chosen as [`long_fwd`]. Six
 /// warps of up to 168 registers at 80 columns: two blocks, and thus twelve warps, fit on a multiprocessor. At 256 columns dk
-/// and dv are in the registers of two warps.
-pub(super) fn long_bwd(dim: usize) -> (Long, Long) {
-    let (q, kv) = match columns(dim) {
-        32 => (("attention_bwd_long_q_4x32_hd32", 4, 32), ("attention_bwd_long_kv_4x32_hd32", 4, 32)),
-        64 => (("attention_bwd_long_q_4x32_hd64", 4, 32), ("attention_bwd_long_kv_4x32_hd64", 4, 32)),
-        80 => (("attention_bwd_long_q_4x32_hd80", 4, 32), ("attention_bwd_long_kv_6x16_hd80", 6, 16)),
-        96 => (("attention_bwd_long_q_4x32_hd96", 4, 32), ("attention_bwd_long_kv_8x16_hd96", 8, 16)),
-        128 => (("attention_bwd_long_q_8x16_hd128", 8, 16), ("attention_bwd_long_kv_8x16_hd128", 8, 16)),
+/// and dv are in the registers of two warps, but for narrow values, which leave room for both in those of one.
+pub(super) fn long_bwd(dims: Dims) -> (Long, Long) {
+    let (q, kv) = match long_columns(dims) {
+        [MAX_DIM, NARROW] => {
+            (("attention_bwd_long_q_8x16_hd256v64", 8, 16), ("attention_bwd_long_kv_8x16_hd256v64", 8, 16))
+        }
+        [32, _] => (("attention_bwd_long_q_4x32_hd32", 4, 32), ("attention_bwd_long_kv_4x32_hd32", 4, 32)),
+        [64, _] => (("attention_bwd_long_q_4x32_hd64", 4, 32), ("attention_bwd_long_kv_4x32_hd64", 4, 32)),
+        [80, _] => (("attention_bwd_long_q_4x32_hd80", 4, 32), ("attention_bwd_long_kv_6x16_hd80", 6, 16)),
+        [96, _] => (("attention_bwd_long_q_4x32_hd96", 4, 32), ("attention_bwd_long_kv_8x16_hd96", 8, 16)),
+        [128, _] => (("attention_bwd_long_q_8x16_hd128", 8, 16), ("attention_bwd_long_kv_8x16_hd128", 8, 16)),
         _ => (("attention_bwd_long_q_4x16_hd256", 4, 16), ("attention_bwd_long_pairs_4x16_hd256", 4, 16)),
     };
     (Long::new(q), Long::new(kv))
 }
 
-/// Bytes of shared memory of a block of the long family: two stages of two operands; backward, room for as much that
-/// stays, and two numbers for each query of a stage; at 256 columns, P of four pairs of warps.
+/// Bytes of shared memory of a block of the long family: two stages of two operands; backward, room for twice a stage's
+/// rows that stay, and two numbers for each query of a stage; at 256 columns of everything, P of four pairs of warps.
 pub(super) fn long_shared(pass: Pass, dims: Dims) -> usize {
-    let columns = columns(dims.dim);
-    let halved = pass == Pass::Backward && columns > 128;
+    let [columns, v_columns] = long_columns(dims);
+    let halved = pass == Pass::Backward && v_columns > 128;
     let rows = if halved { LONG_STAGE / 2 } else { LONG_STAGE };
-    let stage = 2 * rows * 2 * columns;
+    let stage = 2 * rows * (columns + v_columns);
     match pass {
         Pass::Forward => 2 * stage,
-        Pass::Backward => 3 * stage + 2 * rows * 8 + if halved { 4 * MMA_ROWS * rows * 4 } else { 0 },
+        Pass::Backward => {
+            2 * stage + 2 * 2 * rows * columns + 2 * rows * 8 + if halved { 4 * MMA_ROWS * rows * 4 } else { 0 }
+        }
     }
 }
 

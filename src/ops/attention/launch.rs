@@ -32,9 +32,11 @@ struct FwdArgs {
     keys: u32,
     heads: u32,
     dim: u32,
+    v_dim: u32,
     tiles: u32,
     key_tiles: u32,
     scale: f32,
+    pad: u32,
 }
 
 /// `struct AttentionCombine`.
@@ -75,9 +77,11 @@ struct BwdArgs {
     keys: u32,
     heads: u32,
     dim: u32,
+    v_dim: u32,
     tiles: u32,
     pairs: u32,
     scale: f32,
+    pad: u32,
 }
 
 /// `struct AttentionSum`.
@@ -105,7 +109,7 @@ pub(super) fn forward(x: &Problem, o: &mut Tensor, lse: &mut Tensor) -> Result<(
     let (kernel, (tiles, launch), count) = match family(Pass::Forward, dtype, x.scale, dims, device.shared_limit()) {
         Family::Short => (short_fwd(dims.dim), short_grid(Pass::Forward, dims), 1),
         Family::Long => {
-            let long = long_fwd(dims.dim);
+            let long = long_fwd(dims);
             let grid = long_grid(Pass::Forward, long, dims, most_q(dims), most_k(dims));
             (long.kernel, grid, grid.1.grid[1] as usize)
         }
@@ -129,19 +133,21 @@ pub(super) fn forward(x: &Problem, o: &mut Tensor, lse: &mut Tensor) -> Result<(
         keys: dims.keys as u32,
         heads: dims.heads as u32,
         dim: dims.dim as u32,
+        v_dim: dims.v_dim as u32,
         tiles,
         key_tiles: k_tiles(dims) as u32,
         scale: x.scale,
+        pad: 0,
     };
     // SAFETY: `Problem::check` fixed the extents of the operands and of both cu_seqlens that struct AttentionFwd states,
-    // and that dim fits the kernel's tiles; `forward` made o and lse to them, or they are parts as below. The kernel
+    // and that dim and v_dim fit the kernel's tiles; `forward` made o and lse to them, or they are parts as below. The kernel
     // takes no offset beyond queries and keys from cu_seqlens. `family` saw to it that rows of the tensor-core kernels
     // lie at multiples of 16 bytes.
     let run = |args: &FwdArgs| unsafe { device.launch(OP, kernel, dtype, launch, args) };
     if count == 1 {
         return run(&args);
     }
-    let mut parts = Tensor::uninit([count, dims.queries, dims.heads * dims.dim], DType::F32, device)?;
+    let mut parts = Tensor::uninit([count, dims.queries, dims.heads * dims.v_dim], DType::F32, device)?;
     let mut part_lse = Tensor::uninit([count, dims.heads, dims.queries], DType::F32, device)?;
     let combine = CombineArgs {
         parts: parts.ptr_mut(OP)?,
@@ -150,7 +156,7 @@ pub(super) fn forward(x: &Problem, o: &mut Tensor, lse: &mut Tensor) -> Result<(
         lse: args.lse,
         queries: args.queries,
         heads: args.heads,
-        dim: args.dim,
+        dim: args.v_dim,
         splits: count as u32,
     };
     (args.o, args.lse) = (combine.parts, combine.part_lse);
@@ -189,9 +195,11 @@ pub(super) fn backward(d_o: &Tensor, x: &Problem, o: &Tensor, lse: &Tensor, grad
         keys: dims.keys as u32,
         heads: dims.heads as u32,
         dim: dims.dim as u32,
+        v_dim: dims.v_dim as u32,
         tiles: 0,
         pairs: 0, // of the long kernels
         scale: x.scale,
+        pad: 0,
     };
     let run = |kernel, (tiles, launch): (u32, Launch), args: BwdArgs| {
         // SAFETY: `backward` checked o, do and lse against the extents of the operands, and made the gradients as their
@@ -203,24 +211,27 @@ pub(super) fn backward(d_o: &Tensor, x: &Problem, o: &Tensor, lse: &Tensor, grad
     match family(Pass::Backward, dtype, x.scale, dims, device.shared_limit()) {
         Family::Short => run(short_bwd(dims.dim).0, short_grid(Pass::Backward, dims), args),
         Family::Long => {
-            let (q, kv) = long_bwd(dims.dim);
+            let (q, kv) = long_bwd(dims);
             let mut pairs = Tensor::uninit([dims.heads, long_pairs(dims), 2], DType::F32, device)?;
             let args = BwdArgs { delta: pairs.ptr_mut(OP)?, pairs: long_pairs(dims) as u32, ..args };
-            let width = dims.heads * dims.dim;
-            // One launch, in parts where its grid has them; then the sums of these parts: `rows` rows of each of `outputs`.
+            let widths = x.places().map(|place| dims.heads * place.dim);
+            // One launch, in parts where its grid has them; then the sums of these parts: `rows` rows of each of `outputs`,
+            // one behind the other.
             let run_in_parts = |kernel, (tiles, launch): (u32, Launch), rows: usize, outputs: &[usize]| {
                 let count = launch.grid[1] as usize;
                 if count == 1 {
                     return run(kernel, (tiles, launch), args);
                 }
-                let mut parts = Tensor::uninit([count, outputs.len(), rows, width], DType::F32, device)?;
-                let first = parts.ptr_mut(OP)?;
-                run(kernel, (tiles, launch), BwdArgs { parts: first, ..args })?;
-                for (i, &output) in outputs.iter().enumerate() {
+                let step = outputs.iter().map(|&output| rows * widths[output]).sum();
+                let mut parts = Tensor::uninit([count, step], DType::F32, device)?;
+                let mut part = parts.ptr_mut(OP)?;
+                run(kernel, (tiles, launch), BwdArgs { parts: part, ..args })?;
+                for &output in outputs {
+                    let width = widths[output];
                     let sum = SumArgs {
-                        parts: first + (i * rows * width * 4) as u64,
+                        parts: part,
                         to: to[output],
-                        step: (outputs.len() * rows * width) as u64,
+                        step: step as u64,
                         rows: rows as u32,
                         width: width as u32,
                         stride: strides[output],
@@ -230,6 +241,7 @@ pub(super) fn backward(d_o: &Tensor, x: &Problem, o: &Tensor, lse: &Tensor, grad
                     // SAFETY: the launch before, on the same stream, filled all parts; `to` and its stride are those of
                     // a gradient of `rows` rows. Rows of multiples of 8 elements start at multiples of 16 bytes.
                     unsafe { device.launch(STEM_BWD, "attention_bwd_sum", dtype, launch, &sum)? };
+                    part += (4 * rows * width) as u64;
                 }
                 Ok(())
             };

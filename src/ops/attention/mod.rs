@@ -1,7 +1,7 @@
 //! Attention over packed sequences of different lengths: self-attention and cross-attention.
 //!
-//! Per sequence and head, with `q: [n, d]` and `k, v: [m, d]`: `S = scale · q · kᵀ`, `P = softmax(S)` over keys,
-//! `o = P · v`. Sequences do not see each other. A query of a sequence without keys gives 0 and takes no gradient. `P` is
+//! Per sequence and head, with `q: [n, d]`, `k: [m, d]` and `v: [m, d_v]`, `d_v` at most `d` and usually the same:
+//! `S = scale · q · kᵀ`, `P = softmax(S)` over keys, `o = P · v`. Sequences do not see each other. A query of a sequence without keys gives 0 and takes no gradient. `P` is
 //! never stored: the forward keeps `lse = log Σ exp(S)` per row (-inf without keys), and the backward computes
 //! `P = exp(S - lse)` again.
 //!
@@ -20,7 +20,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use case::{case, cases, cross_case};
+pub use case::{case, cases, cross_case, narrow_case};
 pub use operands::{Operands, Packing};
 
 use crate::ops::{on, same, shaped, typed};
@@ -62,18 +62,22 @@ pub fn attention(tape: &Tape, qkv: &Var, cu_seqlens: &Tensor, max_seqlen: usize,
 pub enum KeyValues<'a> {
     /// `[keys, 2, heads, head_dim]`, keys then values: the output of one projection, read in place.
     Packed(&'a Var),
-    /// Keys and values, `[keys, heads, head_dim]` each.
+    /// Keys `[keys, heads, head_dim]` and values `[keys, heads, v_dim]`, with `v_dim` from 1 to `head_dim`.
     Apart(&'a Var, &'a Var),
 }
 
-/// Queries `q: [queries, heads, head_dim]` attend to the keys of their sequence; returns `[queries, heads · head_dim]`.
+/// Queries `q: [queries, heads, head_dim]` attend to the keys of their sequence; returns `[queries, heads · v_dim]`, where
+/// `v_dim` is `head_dim` unless values lie [apart](KeyValues::Apart).
+///
+/// Narrow values pay where values would be a projection of few channels: `P · (x · wᵀ + b) = (P · x) · wᵀ + b`, as rows of
+/// `P` sum to 1 (not without keys, where `P · x` is 0 and `b` stays).
 ///
 /// Sequence `i` is the queries `of_q.cu_seqlens[i]..` and the keys `of_k.cu_seqlens[i]..`; either may be empty: queries
 /// without keys get 0 and the gradient 0, as do keys without queries. Everything else as in [`attention`].
 ///
 /// Saves `q`, keys and values, the result, `lse` and both `cu_seqlens`: with `s` bytes per element
-/// `2 s · (queries + keys) · heads · head_dim + 4 · heads · queries + 8 · (sequences + 1)` bytes. Forward and backward are
-/// deterministic.
+/// `s · (queries + keys) · heads · (head_dim + v_dim) + 4 · heads · queries + 8 · (sequences + 1)` bytes. Forward and
+/// backward are deterministic.
 ///
 /// # Errors
 /// As [`attention`], and when the two sides have different numbers of sequences.
@@ -110,14 +114,14 @@ fn add<const N: usize>(grads: &mut Grads, to: [Option<Slot>; N], values: Vec<Ten
     to.into_iter().zip(values).try_for_each(|(to, value)| grads.add(to, value))
 }
 
-/// `o: [queries, heads · head_dim]` and `lse: [heads, queries]` (f32), the logarithm of each row's sum of exponentials.
+/// `o: [queries, heads · v_dim]` and `lse: [heads, queries]` (f32), the logarithm of each row's sum of exponentials.
 ///
 /// # Errors
 /// As [`cross_attention`].
 pub fn forward(x: Operands, of_q: Packing, of_k: Packing, scale: f32) -> Result<(Tensor, Tensor)> {
     let problem = Problem::check(x, of_q, of_k, scale)?;
     let (dims, dtype, device) = (problem.dims, problem.dtype(), problem.device());
-    let row = dims.heads * dims.dim;
+    let row = dims.heads * dims.v_dim;
     let mut o = Tensor::uninit([dims.queries, row], dtype, device)?;
     let mut lse = Tensor::uninit([dims.heads, dims.queries], dtype.accumulate(), device)?;
     match device {
@@ -151,7 +155,7 @@ pub fn backward(
     let problem = Problem::check(x, of_q, of_k, scale)?;
     let (dims, like) = (problem.dims, problem.q.tensor);
     for (arg, t) in [("do", d_o), ("o", o)] {
-        shaped(OP, arg, t, &[dims.queries, dims.heads * dims.dim])?;
+        shaped(OP, arg, t, &[dims.queries, dims.heads * dims.v_dim])?;
         same(OP, arg, t, like)?;
     }
     shaped(OP, "lse", lse, &[dims.heads, dims.queries])?;

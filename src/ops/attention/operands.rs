@@ -11,7 +11,7 @@ pub enum Operands<'a> {
     Joint(&'a Tensor),
     /// `q: [queries, heads, head_dim]` and `kv: [keys, 2, heads, head_dim]`.
     Packed(&'a Tensor, &'a Tensor),
-    /// `q: [queries, heads, head_dim]`, `k` and `v: [keys, heads, head_dim]`.
+    /// `q: [queries, heads, head_dim]`, `k: [keys, heads, head_dim]` and `v: [keys, heads, v_dim]`.
     Apart(&'a Tensor, &'a Tensor, &'a Tensor),
 }
 
@@ -24,12 +24,13 @@ pub struct Packing<'a> {
     pub max_seqlen: usize,
 }
 
-/// One of q, k and v: part `part` of `parts` of each row of tensor number `tensor`.
+/// One of q, k and v: part `part` of `parts` of each row of tensor number `tensor`, in heads of `dim` columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub tensor: usize,
     pub part: usize,
     pub parts: usize,
+    pub dim: usize,
 }
 
 impl<'a> Operands<'a> {
@@ -43,12 +44,12 @@ impl<'a> Operands<'a> {
     }
 
     /// Of q, k and v.
-    fn places(self) -> [Place; 3] {
-        let place = |(tensor, part, parts)| Place { tensor, part, parts };
+    fn places(self, dim: usize, v_dim: usize) -> [Place; 3] {
+        let place = |(tensor, part, parts, dim)| Place { tensor, part, parts, dim };
         match self {
-            Self::Joint(_) => [(0, 0, 3), (0, 1, 3), (0, 2, 3)].map(place),
-            Self::Packed(..) => [(0, 0, 1), (1, 0, 2), (1, 1, 2)].map(place),
-            Self::Apart(..) => [(0, 0, 1), (1, 0, 1), (2, 0, 1)].map(place),
+            Self::Joint(_) => [(0, 0, 3, dim), (0, 1, 3, dim), (0, 2, 3, v_dim)].map(place),
+            Self::Packed(..) => [(0, 0, 1, dim), (1, 0, 2, dim), (1, 1, 2, v_dim)].map(place),
+            Self::Apart(..) => [(0, 0, 1, dim), (1, 0, 1, dim), (2, 0, 1, v_dim)].map(place),
         }
     }
 }
@@ -66,7 +67,10 @@ pub(super) struct Dims {
     pub queries: usize,
     pub keys: usize,
     pub heads: usize,
+    /// Columns of a head of q and k.
     pub dim: usize,
+    /// Of v and the result: at most `dim`.
+    pub v_dim: usize,
     pub seqs: usize,
     /// Longest sequence of queries, or what the caller says.
     pub max_q: usize,
@@ -97,30 +101,34 @@ impl<'a> Problem<'a> {
             let [queries, heads, dim] = q.dims(OP, "q")?;
             if fits(dim) { Ok([queries, heads, dim]) } else { refuse("q", q, "[queries, heads, head_dim]") }
         };
-        let ([queries, heads, dim], keys) = match x {
+        let ([queries, heads, dim], keys, v_dim) = match x {
             Operands::Joint(qkv) => {
                 float(OP, "qkv", qkv)?;
                 let [tokens, three, heads, dim] = qkv.dims(OP, "qkv")?;
                 if three != 3 || !fits(dim) {
                     return refuse("qkv", qkv, "[tokens, 3, heads, head_dim]");
                 }
-                ([tokens, heads, dim], tokens)
+                ([tokens, heads, dim], tokens, dim)
             }
             Operands::Packed(q, kv) => {
                 let [queries, heads, dim] = asking(q)?;
                 let [keys, ..] = kv.dims::<4>(OP, "kv")?;
                 shaped(OP, "kv", kv, &[keys, 2, heads, dim])?;
                 same(OP, "kv", kv, q)?;
-                ([queries, heads, dim], keys)
+                ([queries, heads, dim], keys, dim)
             }
             Operands::Apart(q, k, v) => {
                 let [queries, heads, dim] = asking(q)?;
                 let [keys, ..] = k.dims::<3>(OP, "k")?;
-                for (arg, t) in [("k", k), ("v", v)] {
-                    shaped(OP, arg, t, &[keys, heads, dim])?;
-                    same(OP, arg, t, q)?;
+                shaped(OP, "k", k, &[keys, heads, dim])?;
+                let [v_keys, v_heads, v_dim] = v.dims(OP, "v")?;
+                if [v_keys, v_heads] != [keys, heads] || !(1..=dim).contains(&v_dim) {
+                    let expected = format!("[{keys}, {heads}, v_dim] with v_dim 1 to {dim}, that of q");
+                    return Err(Error::shape(OP, "v", v.shape(), expected));
                 }
-                ([queries, heads, dim], keys)
+                same(OP, "k", k, q)?;
+                same(OP, "v", v, q)?;
+                ([queries, heads, dim], keys, v_dim)
             }
         };
         let tensors: Vec<_> = x.tensors().collect();
@@ -135,8 +143,8 @@ impl<'a> Problem<'a> {
                 seqs
             }
         };
-        let [q, k, v] = x.places().map(|place| View { tensor: tensors[place.tensor], place });
-        let dims = Dims { queries, keys, heads, dim, seqs, max_q: of_q.max_seqlen, max_k: of_k.max_seqlen };
+        let [q, k, v] = x.places(dim, v_dim).map(|place| View { tensor: tensors[place.tensor], place });
+        let dims = Dims { queries, keys, heads, dim, v_dim, seqs, max_q: of_q.max_seqlen, max_k: of_k.max_seqlen };
         Ok(Self { q, k, v, cu_q: of_q.cu_seqlens, cu_k: of_k.cu_seqlens, scale, dims })
     }
 
@@ -157,12 +165,12 @@ impl<'a> Problem<'a> {
 impl Dims {
     /// Elements from row to row at a place.
     pub fn stride(self, place: Place) -> usize {
-        place.parts * self.heads * self.dim
+        place.parts * self.heads * place.dim
     }
 
     /// Elements before the first row at a place.
     pub fn offset(self, place: Place) -> usize {
-        place.part * self.heads * self.dim
+        place.part * self.heads * place.dim
     }
 }
 

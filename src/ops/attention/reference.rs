@@ -61,13 +61,14 @@ where
 {
     fn new(problem: &Problem, view: View<'a>) -> Result<Self> {
         let (data, dims) = (view.tensor.as_slice()?, problem.dims);
-        let (stride, dim) = (dims.stride(view.place), dims.dim);
+        let (stride, dim) = (dims.stride(view.place), view.place.dim);
         Ok(Self { data: &data[dims.offset(view.place).min(data.len())..], stride, dim })
     }
 
     /// An output of the forward, or its gradient.
     fn of_output(problem: &Problem, t: &'a Tensor) -> Result<Self> {
-        Ok(Self { data: t.as_slice()?, stride: problem.dims.heads * problem.dims.dim, dim: problem.dims.dim })
+        let dim = problem.dims.v_dim;
+        Ok(Self { data: t.as_slice()?, stride: problem.dims.heads * dim, dim })
     }
 
     #[inline(always)]
@@ -158,7 +159,8 @@ pub(super) fn forward(x: &Problem, o: &mut Tensor, lse: &mut Tensor) -> Result<(
         let tasks: Vec<(Span, Span)> =
             sequences.iter().flat_map(|&(queries, keys)| queries.parts(TASK).map(move |part| (part, keys))).collect();
         let heights: Vec<usize> = tasks.iter().map(|(queries, _)| queries.len()).collect();
-        let o = Window::new(o.as_mut_slice::<T>()?, dims.heads * dims.dim).grid(&heights, &vec![dims.dim; dims.heads]);
+        let row = vec![dims.v_dim; dims.heads];
+        let o = Window::new(o.as_mut_slice::<T>()?, dims.heads * dims.v_dim).grid(&heights, &row);
         let lse = Window::new(lse.as_mut_slice()?, dims.queries).grid_by_columns(&vec![1; dims.heads], &heights);
         let tasks = tasks.iter().flat_map(|&task| (0..dims.heads).map(move |head| (task, head)));
         let work: Vec<_> = tasks.zip(o).zip(lse).collect();
@@ -187,9 +189,9 @@ fn attend<T: Float>(
 where
     T::Acc: Lanes,
 {
-    let (dim, most, n) = (x.q.dim, queries.len().min(BLOCK), keys.len().min(CHUNK));
-    let narrow = padded(dim);
-    let lengths = [queries.len() * narrow, dim * padded(n), n * narrow, most * padded(n), most * narrow];
+    let (dim, v_dim, most, n) = (x.q.dim, x.v.dim, queries.len().min(BLOCK), keys.len().min(CHUNK));
+    let (narrow, of_v) = (padded(dim), padded(v_dim));
+    let lengths = [queries.len() * of_v, dim * padded(n), n * of_v, most * padded(n), most * narrow];
     let mut running = vec![Running { max: T::Acc::NEG_INFINITY, sum: T::Acc::ZERO }; queries.len()];
     with_scratch(lengths, |[values, k_t, v, scores, q]| {
         for (at, chunk) in keys.parts(CHUNK).enumerate() {
@@ -198,7 +200,7 @@ where
             x.v.pack(chunk, head, T::Acc::ONE, v);
             for block in queries.parts(BLOCK) {
                 let (rows, first) = (block.len(), block.start - queries.start);
-                let values = &mut values[first * narrow..][..rows * narrow];
+                let values = &mut values[first * of_v..][..rows * of_v];
                 x.q.pack(block, head, x.scale, q);
                 product(rows, n, dim, Rows::new(q, narrow), Rows::new(k_t, wide), scores, wide, false);
                 let mut factors = [T::Acc::ONE; BLOCK];
@@ -222,10 +224,10 @@ where
                     );
                 }
                 if at > 0 {
-                    let rows = values.chunks_exact_mut(narrow).zip(factors);
+                    let rows = values.chunks_exact_mut(of_v).zip(factors);
                     rows.for_each(|(row, factor)| row.iter_mut().for_each(|x| *x *= factor));
                 }
-                product(rows, dim, n, Rows::new(scores, wide), Rows::new(v, narrow), values, narrow, at > 0);
+                product(rows, v_dim, n, Rows::new(scores, wide), Rows::new(v, of_v), values, of_v, at > 0);
             }
         }
         if keys.len() == 0 {
@@ -235,19 +237,19 @@ where
             lse.row(0)[i] = row.max + row.sum.ln();
         }
         let nothing = |sum| if sum == T::Acc::ZERO { T::Acc::ZERO } else { T::Acc::ONE / sum };
-        store(&mut o, 0, &values[..queries.len() * narrow], narrow, |i| nothing(running[i].sum));
+        store(&mut o, 0, &values[..queries.len() * of_v], of_v, |i| nothing(running[i].sum));
     })
 }
 
 /// Windows of the gradients by q, k and v.
 fn windows<'a, T: Float>(x: &Problem, gradients: &'a mut [Tensor]) -> Result<[Window<'a, T>; 3]> {
-    let width = x.dims.heads * x.dims.dim;
     let mut all = Vec::with_capacity(3);
     for (i, t) in gradients.iter_mut().enumerate() {
-        let parts = x.places().iter().filter(|place| place.tensor == i).count();
-        let whole = Window::new(t.as_mut_slice::<T>()?, parts * width);
+        let parts = x.places().into_iter().filter(|place| place.tensor == i);
+        let widths: Vec<usize> = parts.map(|place| x.dims.heads * place.dim).collect();
+        let whole = Window::new(t.as_mut_slice::<T>()?, widths.iter().sum());
         let rows = [whole.rows()];
-        all.extend(whole.grid(&rows, &vec![width; parts]));
+        all.extend(whole.grid(&rows, &widths));
     }
     let mut all = all.into_iter();
     Ok(std::array::from_fn(|_| all.next().expect("q, k and v lie in this order")))
@@ -295,7 +297,8 @@ where
     let mut parts = Tensor::uninit([of_parts.iter().sum::<usize>(), width], T::Acc::DTYPE, &Device::Cpu)?;
     let [dq, dk, dv] = windows::<T>(x, gradients)?;
     let mut dq = dq.grid(&of_q, &row).into_iter();
-    let (mut dk, mut dv) = (dk.grid(&of_k, &row).into_iter(), dv.grid(&of_k, &row).into_iter());
+    let (mut dk, mut dv) =
+        (dk.grid(&of_k, &row).into_iter(), dv.grid(&of_k, &vec![dims.v_dim; dims.heads]).into_iter());
     let mut part = Window::new(parts.as_mut_slice::<T::Acc>()?, width).grid(&of_parts, &row).into_iter();
     let (mut work, mut sums, mut first) = (vec![], vec![], 0);
     for (queries, chunks) in &sequences {
@@ -351,10 +354,11 @@ fn differentiate<T: Float>(
 where
     T::Acc: Lanes,
 {
-    let (n, dim, most) = (keys.len(), x.q.dim, queries.len().min(BLOCK));
-    let (wide, narrow) = (padded(n), padded(dim));
-    let (sequence, transposed, block, square) = (n * narrow, dim * wide, most * narrow, most * wide);
-    let lengths = [sequence, transposed, transposed, sequence, sequence, block, block, block, square, square];
+    let (n, dim, v_dim, most) = (keys.len(), x.q.dim, x.v.dim, queries.len().min(BLOCK));
+    let (wide, narrow, of_v) = (padded(n), padded(dim), padded(v_dim));
+    let (sequence, block, square) = (n * narrow, most * narrow, most * wide);
+    let [k_t, v_t] = [dim, v_dim].map(|dim| dim * wide);
+    let lengths = [sequence, k_t, v_t, sequence, n * of_v, block, most * of_v, block, square, square];
     with_scratch(lengths, |[k, k_t, v_t, dk, dv, q, d_values, dq, scores, d_scores]| {
         x.k.pack(keys, head, T::Acc::ONE, k);
         x.k.pack_t(keys, head, k_t);
@@ -369,20 +373,20 @@ where
                 #[inline(always)]
                 || {
                     for (i, query) in (block.start..block.end).enumerate() {
-                        let wide = &mut d_values[i * narrow..];
+                        let wide = &mut d_values[i * of_v..];
                         deltas[i] = widen_and_dot(y.d_o.row(query, head), y.o.row(query, head), wide);
                     }
                 },
             );
-            let (q, d_values) = (Rows::new(q, narrow), Rows::new(d_values, narrow));
+            let (q, d_values) = (Rows::new(q, narrow), Rows::new(d_values, of_v));
             product(rows, n, dim, q, Rows::new(k_t, wide), scores, wide, false);
-            product(rows, n, dim, d_values, Rows::new(v_t, wide), d_scores, wide, false);
+            product(rows, n, v_dim, d_values, Rows::new(v_t, wide), d_scores, wide, false);
             let pairs = scores.chunks_exact_mut(wide).zip(d_scores.chunks_exact_mut(wide)).take(rows);
             for (i, (scores, d_scores)) in pairs.enumerate() {
                 let lse = y.lse[head * y.queries + block.start + i];
                 softmax_gradient(&mut scores[..n], &mut d_scores[..n], lse, deltas[i]);
             }
-            product_t(n, dim, rows, Rows::new(scores, wide), d_values, dv, narrow, true);
+            product_t(n, v_dim, rows, Rows::new(scores, wide), d_values, dv, of_v, true);
             product_t(n, dim, rows, Rows::new(d_scores, wide), q, dk, narrow, true); // q carries the scale
             product(rows, dim, n, Rows::new(d_scores, wide), Rows::new(k, narrow), dq, narrow, false);
             let (first, dq) = (block.start - queries.start, &dq[..rows * narrow]);
@@ -392,7 +396,7 @@ where
             }
         }
         store(&mut dk_out, 0, &dk[..n * narrow], narrow, |_| T::Acc::ONE);
-        store(&mut dv_out, 0, &dv[..n * narrow], narrow, |_| T::Acc::ONE);
+        store(&mut dv_out, 0, &dv[..n * of_v], of_v, |_| T::Acc::ONE);
     })
 }
 

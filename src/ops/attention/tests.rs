@@ -1,5 +1,6 @@
 mod choice;
 mod cross;
+mod narrow;
 
 use proptest::prelude::*;
 
@@ -43,7 +44,7 @@ fn tensor_cores_match_the_oracle_at_the_lengths_of_images() {
 
 /// Extents of self-attention.
 fn square(tokens: usize, heads: usize, dim: usize, seqs: usize, max: usize) -> Dims {
-    Dims { queries: tokens, keys: tokens, heads, dim, seqs, max_q: max, max_k: max }
+    Dims { queries: tokens, keys: tokens, heads, dim, v_dim: dim, seqs, max_q: max, max_k: max }
 }
 
 /// Shared memory with which everything but the shortest sequences goes to the long tensor-core kernels.
@@ -413,5 +414,6 @@ fn cases_name_equal_and_packed_lengths() {
     assert!(matches!(&packed.inputs[1].fill, Fill::I32(v) if *v == [0, 5, 5, 22, 39]));
     assert_eq!(packed.flops, 4 * (25 + 2 * 289) * 2 * 8);
     let ids: Vec<String> = super::cases().into_iter().map(|case| case.id).collect();
-    assert_eq!(ids[ids.len() - 3..], ["(128x257+512x50)x6x64", "1x1x4096/28736x256", "256x12x1/196x64"]);
+    let last = ["(128x257+512x50)x6x64", "1x1x4096/28736x256", "1x1x4096/28736x256v64", "256x12x1/196x64"];
+    assert_eq!(ids[ids.len() - 4..], last);
 }

@@ -18,7 +18,8 @@ pub struct AttentionSizes {
     pub heads: usize,
 }
 
-/// `out(softmax(q · kᵀ / √d) · v)` with a projection of each of queries, keys and values.
+/// `out(softmax(q · kᵀ / √d) · v)` with a projection of each of queries, keys and values, of which that of narrow values
+/// comes last: see [`forward`](Self::forward).
 ///
 /// Source: `sam2/modeling/sam/transformer.py`, `Attention` and `RoPEAttention`.
 #[derive(Clone, Debug)]
@@ -72,16 +73,26 @@ impl Attention {
     }
 
     /// Queries `q: [B, N, dim]` attend to `k, v: [B, M, kv_dim]`; returns `[B, N, dim]`.
+    ///
+    /// Where one head is wider than `kv_dim` (memory attention: 256 and 64), values are projected after the sum over keys, not
+    /// before: `P · (v · wᵀ + b) = (P · v) · wᵀ + b`, since rows of `P` sum to 1. The sum then has `kv_dim` columns.
+    ///
+    /// # Errors
+    /// When a shape does not fit, and without keys where values are projected last: rows of `P` sum to nothing then.
     pub fn forward(&self, tape: &Tape, q: &Var, k: &Var, v: &Var, rotation: Option<Rotation>) -> Result<Var> {
-        let AttentionSizes { inner, heads, .. } = self.sizes;
+        let AttentionSizes { kv_dim, inner, heads, .. } = self.sizes;
         let [batch, n, _] = q.value().dims("attention", "q")?;
         let [_, m, _] = k.value().dims("attention", "k")?;
         let (head, device) = (inner / heads, q.value().device().clone());
+        let projected_last = heads == 1 && kv_dim < inner;
+        if projected_last && m == 0 {
+            let expected = format!("[B, M, {kv_dim}] with M at least 1");
+            return Err(Error::shape("attention", "k", k.value().shape(), expected));
+        }
         let project = |layer: &Linear, x: &Var, rows: usize| {
             layer.forward(tape, x, None)?.reshape([batch * rows, 1, heads, head])
         };
         let (mut q, mut k) = (project(&self.q_proj, q, n)?, project(&self.k_proj, k, m)?);
-        let v = project(&self.v_proj, v, m)?;
         if let Some(Rotation { grid: [w, h], excluded, theta }) = rotation {
             let table = self.tables.get(w, h, &device, || axial_table(head, w, h, theta, &device))?;
             q = rope(tape, q, &table, Place { sequence: n, excluded: 0 })?;
@@ -91,9 +102,16 @@ impl Attention {
         let (queries, keys) = (self.queries.get(batch, n, &device)?, self.keys.get(batch, m, &device)?);
         let of_q = Packing { cu_seqlens: &queries.cu_seqlens, max_seqlen: queries.max };
         let of_k = Packing { cu_seqlens: &keys.cu_seqlens, max_seqlen: keys.max };
-        let kv = (rows(&k, m)?, rows(&v, m)?);
-        let kv = KeyValues::Apart(&kv.0, &kv.1);
-        let y = cross_attention(tape, &rows(&q, n)?, kv, of_q, of_k, (head as f32).powf(-0.5))?;
-        self.out_proj.forward(tape, &y.reshape([batch, n, inner])?, None)
+        let attend = |v: &Var| {
+            let (q, k) = (rows(&q, n)?, rows(&k, m)?);
+            cross_attention(tape, &q, KeyValues::Apart(&k, v), of_q, of_k, (head as f32).powf(-0.5))
+        };
+        let y = if projected_last {
+            let sums = attend(&v.reshape([batch * m, 1, kv_dim])?)?;
+            self.v_proj.forward(tape, &sums.reshape([batch, n, kv_dim])?, None)?
+        } else {
+            attend(&rows(&self.v_proj.forward(tape, v, None)?, m)?)?.reshape([batch, n, inner])?
+        };
+        self.out_proj.forward(tape, &y, None)
     }
 }

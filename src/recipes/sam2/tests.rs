@@ -1,9 +1,11 @@
+use super::attention::{Attention, AttentionSizes};
 use super::clip::{Clip, Need};
 use super::{Features, Label, Mode, Options, Points, Preset, Prompt, Sam2, Sizes, Video, VideoOptions};
 use crate::nn::{Builder, Module};
+use crate::ops::attention::{KeyValues, Packing, cross_attention};
 use crate::ops::mask_loss::Weights;
 use crate::random::{normal, stream};
-use crate::{DType, Device, Grads, Param, Tape, Tensor, Var};
+use crate::{DType, Device, Grads, Param, Result, Tape, Tensor, Var};
 
 /// The smallest model that has every part.
 fn sizes() -> Sizes {
@@ -220,4 +222,50 @@ fn recomputed_parts_have_the_same_gradients() {
         let error = a.iter().zip(b).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
         assert!(error <= 32.0 * f64::from(f32::EPSILON) * largest, "{name}: {error} of {largest}");
     }
+}
+
+/// Narrow values are projected after the sum over keys: the same as before it, gradients included.
+#[test]
+fn narrow_values_are_projected_last() {
+    let sizes = AttentionSizes { dim: 16, kv_dim: 4, inner: 16, heads: 1 };
+    let layer = Attention::new(&Builder::new(&Device::Cpu, DType::F32, 3), sizes).unwrap();
+    let random = |seed, shape: [usize; 3]| {
+        let values: Vec<f32> = normal(&mut stream(seed, 0), shape.iter().product()).iter().map(|&x| x as f32).collect();
+        Tensor::from_slice(&values, shape, &Device::Cpu).unwrap()
+    };
+    let (q, k, v) = (random(1, [1, 5, 16]), random(2, [1, 9, 4]), random(3, [1, 9, 4]));
+    let projected_first = |tape: &Tape, v: &Var| -> Result<Var> {
+        let offsets = |rows: i32| Tensor::from_slice(&[0, rows], [2], &Device::Cpu);
+        let (of_q, of_k) = (offsets(5)?, offsets(9)?);
+        let pack = |cu_seqlens, max_seqlen| Packing { cu_seqlens, max_seqlen };
+        let q = layer.q_proj.forward(tape, &Var::constant(q.clone()), None)?.reshape([5, 1, 16])?;
+        let k = layer.k_proj.forward(tape, &Var::constant(k.clone()), None)?.reshape([9, 1, 16])?;
+        let v = layer.v_proj.forward(tape, v, None)?.reshape([9, 1, 16])?;
+        let y = cross_attention(tape, &q, KeyValues::Apart(&k, &v), pack(&of_q, 5), pack(&of_k, 9), 0.25)?;
+        layer.out_proj.forward(tape, &y, None)
+    };
+    let projected_last =
+        |tape: &Tape, v: &Var| layer.forward(tape, &Var::constant(q.clone()), &Var::constant(k.clone()), v, None);
+    let run = |f: &dyn Fn(&Tape, &Var) -> Result<Var>| {
+        let (tape, mut grads) = (Tape::new(), Grads::new());
+        let v = tape.leaf(v.clone());
+        let y = f(&tape, &v).unwrap();
+        assert_eq!(y.value().numel(), 5 * 16);
+        tape.backward(&y, random(4, [1, 5, 16]), &mut grads).unwrap();
+        let params =
+            [&layer.q_proj, &layer.k_proj, &layer.v_proj].map(|layer| [&layer.weight, layer.bias.as_ref().unwrap()]);
+        let of_params = params.as_flattened().iter().map(|p| grads.get(p).unwrap().to_f64().unwrap());
+        let of_params: Vec<Vec<f64>> = of_params.collect();
+        [vec![y.value().to_f64().unwrap(), grads.take(&v).unwrap().to_f64().unwrap()], of_params].concat()
+    };
+    for (at, (last, first)) in run(&projected_last).iter().zip(run(&projected_first)).enumerate() {
+        assert!(last.iter().any(|x| *x != 0.0));
+        // Sums of up to some hundred products of values below 16, in another order.
+        let worst = last.iter().zip(&first).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
+        assert!(last.len() == first.len() && worst < 128.0 * crate::testing::ulp(DType::F32, 8.0), "{at}: {worst:e}");
+    }
+    // Without keys rows of P sum to 0, and the bias would stay.
+    let nothing = Var::constant(Tensor::zeros([1, 0, 4], DType::F32, &Device::Cpu).unwrap());
+    let error = layer.forward(&Tape::no_grad(), &Var::constant(q.clone()), &nothing, &nothing, None).unwrap_err();
+    assert_eq!(error.to_string(), "attention: `k` has shape [1, 0, 4], expected [B, M, 4] with M at least 1");
 }

@@ -1,8 +1,8 @@
 //! Which kernels run on what grid: pure functions, tested without a device.
 
 use super::super::choice::{
-    self, Family, Pass, columns, family, long_bwd, long_fwd, long_grid, long_pairs, long_shared, parts, short_bwd,
-    short_fwd, short_grid, short_shared,
+    self, Family, Pass, columns, family, long_bwd, long_columns, long_fwd, long_grid, long_pairs, long_shared, parts,
+    short_bwd, short_fwd, short_grid, short_shared,
 };
 use super::super::operands::Dims;
 use super::square;
@@ -11,8 +11,9 @@ use crate::DType;
 #[test]
 fn kernels_hold_every_head_dimension() {
     for dim in 1..=256 {
-        let (q, kv) = long_bwd(dim);
-        for long in [long_fwd(dim), q, kv] {
+        let dims = square(9, 1, dim, 1, 9);
+        let (q, kv) = long_bwd(dims);
+        for long in [long_fwd(dims), q, kv] {
             let tile = format!("_{}x{}_hd{}", long.groups, long.rows, columns(dim));
             assert!(long.kernel.ends_with(&tile) && dim <= columns(dim), "{long:?} for {dim}");
         }
@@ -100,6 +101,7 @@ fn sides_of_different_lengths_have_their_own_tiles() {
         keys: seqs * m,
         heads,
         dim,
+        v_dim: dim,
         seqs,
         max_q: n,
         max_k: m,
@@ -122,9 +124,9 @@ fn few_warps_share_what_streams() {
     let cases = [(0, 0), (1, 511), (1, 512), (1, 28736), (528, 28736), (529, 28736), (256, 28736), (3, 400_000)];
     assert_eq!(cases.map(|(warps, rows)| parts(warps, rows)), [1, 1, 2, 112, 2, 1, 4, 352]);
     for (n, m, heads, dim) in [(1, 28736, 1, 256), (4096, 28736, 1, 256), (1, 700, 2, 64), (4096, 8, 8, 16)] {
-        let dims = Dims { queries: n, keys: m, heads, dim, seqs: 1, max_q: n, max_k: m };
-        let (q, kv) = long_bwd(dim);
-        let passes = [(Pass::Forward, long_fwd(dim), n, m), (Pass::Backward, q, n, m), (Pass::Backward, kv, m, n)];
+        let dims = Dims { queries: n, keys: m, heads, dim, v_dim: dim, seqs: 1, max_q: n, max_k: m };
+        let (q, kv) = long_bwd(dims);
+        let passes = [(Pass::Forward, long_fwd(dims), n, m), (Pass::Backward, q, n, m), (Pass::Backward, kv, m, n)];
         for (pass, long, rows, streaming) in passes {
             let (blocks, launch) = long_grid(pass, long, dims, rows, streaming);
             let [x, y, z] = launch.grid.map(|n| n as usize);
@@ -142,8 +144,8 @@ fn long_launches_cover_every_sequence() {
         (1..=300).chain([729, 1024, 1370, 4096]).flat_map(|n| [16, 64, 72, 96, 128, 256].map(|dim| (n, dim)))
     {
         let dims = square(7 * n, 3, dim, 7, n);
-        let (q, kv) = long_bwd(dim);
-        for (pass, long) in [(Pass::Forward, long_fwd(dim)), (Pass::Backward, q), (Pass::Backward, kv)] {
+        let (q, kv) = long_bwd(dims);
+        for (pass, long) in [(Pass::Forward, long_fwd(dims)), (Pass::Backward, q), (Pass::Backward, kv)] {
             let (blocks, launch) = long_grid(pass, long, dims, n, n);
             let groups = launch.block[0] as usize / long.threads;
             let rows = groups * long.rows;
@@ -157,6 +159,40 @@ fn long_launches_cover_every_sequence() {
             assert!(rows <= stay && launch.shared as usize <= SHARED[if dim == 256 { 1 } else { 2 }]);
         }
     }
+}
+
+#[test]
+fn narrow_values_of_wide_keys_have_kernels_of_their_own() {
+    let dims = |dim, v_dim| Dims { v_dim, ..square(4096, 1, dim, 1, 4096) };
+    for (dim, v_dim, expected) in [
+        (256, 64, [256, 64]),
+        (256, 8, [256, 64]),
+        (136, 64, [256, 64]),
+        (256, 72, [256, 256]),
+        (128, 64, [128, 128]),
+        (64, 8, [64, 64]),
+    ] {
+        let dims = dims(dim, v_dim);
+        assert_eq!(long_columns(dims), expected);
+        for pass in [Pass::Forward, Pass::Backward] {
+            assert_eq!(family(pass, DType::BF16, 0.1, dims, SHARED[1]), Family::Long, "{dim} and {v_dim}");
+        }
+        let (q, kv) = long_bwd(dims);
+        for (pass, long) in [(Pass::Forward, long_fwd(dims)), (Pass::Backward, q), (Pass::Backward, kv)] {
+            assert_eq!(long.kernel.ends_with("_hd256v64"), expected == [256, 64], "{long:?}");
+            assert!(long.kernel.contains(&format!("_{}x{}_", long.groups, long.rows)), "{long:?}");
+            let (blocks, launch) = long_grid(pass, long, dims, 4096, 4096);
+            assert!(blocks as usize * launch.block[0] as usize / long.threads * long.rows >= 4096);
+        }
+    }
+    // Two stages of 64 rows, through both of which the queries come; backward, beside them what stays and the pairs.
+    let (stages, stay) = (2 * 64 * 2 * (256 + 64), 128 * 2 * 256);
+    let bytes = [Pass::Forward, Pass::Backward].map(|pass| long_shared(pass, dims(256, 64)));
+    assert!(bytes == [stages, stages + stay + 2 * 64 * 8] && stages >= 128 * 2 * 256);
+    // What the tensor cores and the short family do not take.
+    assert_eq!(family(Pass::Forward, DType::BF16, 0.1, dims(256, 63), SHARED[0]), Family::Tiled);
+    let short = Dims { v_dim: 32, ..square(50, 1, 64, 1, 50) };
+    assert_eq!(family(Pass::Forward, DType::BF16, 0.1, short, SHARED[0]), Family::Long);
 }
 
 #[test]

@@ -20,6 +20,7 @@ fn dims(queries: &[usize], keys: &[usize], heads: usize, dim: usize) -> Dims {
         keys: keys.iter().sum(),
         heads,
         dim,
+        v_dim: dim,
         seqs: queries.len(),
         max_q: most(queries),
         max_k: most(keys),
@@ -109,9 +110,9 @@ const IN_PARTS: [(Shape, [bool; 3]); 5] = [
 fn parts_of_what_streams_match_the_oracle() {
     for (at, ((queries, keys, heads, dim), expected)) in IN_PARTS.into_iter().enumerate() {
         let dims = dims(queries, keys, heads, dim);
-        let (q, kv) = long_bwd(dim);
+        let (q, kv) = long_bwd(dims);
         let passes = [
-            long_grid(Pass::Forward, long_fwd(dim), dims, dims.max_q, dims.max_k),
+            long_grid(Pass::Forward, long_fwd(dims), dims, dims.max_q, dims.max_k),
             long_grid(Pass::Backward, q, dims, dims.max_q, dims.max_k),
             long_grid(Pass::Backward, kv, dims, dims.max_k, dims.max_q),
         ];
@@ -370,7 +371,11 @@ fn wrong_arguments_are_named() {
     says(Operands::Packed(&q, &k), of_q, of_k, "kv` has shape [5, 2, 8], expected 4 axes");
     let three = tensor(&[5, 3, 2, 8]);
     says(Operands::Packed(&q, &three), of_q, of_k, "kv` has shape [5, 3, 2, 8], expected [5, 2, 2, 8]");
-    says(Operands::Apart(&q, &k, &q), of_q, of_k, "v` has shape [3, 2, 8], expected [5, 2, 8]");
+    for v in [[3, 2, 8], [5, 1, 8], [5, 2, 0], [5, 2, 9]] {
+        let expected = format!("v` has shape {v:?}, expected [5, 2, v_dim] with v_dim 1 to 8, that of q");
+        says(Operands::Apart(&q, &k, &tensor(&v)), of_q, of_k, &expected);
+    }
+    says(Operands::Apart(&q, &k, &tensor(&[5, 16])), of_q, of_k, "v` has shape [5, 16], expected 3 axes");
     let half = k.cast(DType::BF16).unwrap();
     says(Operands::Apart(&q, &half, &k), of_q, of_k, "k` has dtype bf16, expected f32");
     let x = Operands::Packed(&q, &kv);
