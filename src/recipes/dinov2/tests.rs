@@ -5,6 +5,7 @@ use super::model::Found;
 use super::*;
 use crate::nn::{Builder, Module};
 use crate::random::{normal, stream};
+use crate::testing::distance;
 use crate::{DType, Device, Grads, Result, Tape, Tensor};
 
 const SIDES: [usize; 2] = [6, 4];
@@ -87,6 +88,7 @@ fn views(images: usize, locals: usize, equal: bool, dtype: DType, model: &Ssl) -
             rows: Tensor::from_slice(&rows, [rows.len()], &Device::Cpu).unwrap(),
             teacher_rows,
             weights: f(&vec![1.0; rows.len()]),
+            count: None,
         }),
         teacher_temp: f(&[0.3]),
         drops: (0..2).map(|i| Drops { attn: kept(i), ffn: kept(i + 1) }).collect(),
@@ -187,6 +189,66 @@ fn a_teacher_may_have_other_registers() {
     };
     assert_eq!(logits(0), logits(2));
     assert_eq!(logits(3), logits(2));
+}
+
+/// The list of hidden patches filled up with others, which do not count.
+fn filled_up(views: &Views, model: &Ssl) -> Views {
+    let (mut views, device) = (views.clone(), Device::Cpu);
+    let crops = views.global.shape()[0];
+    let seen = crops / 2 * 9..crops * 9; // the second crops hide nothing
+    let masks = views.masks.as_mut().unwrap();
+    let shapes = [[crops, SIDES[0], SIDES[0]]];
+    let longer = |rows: &Tensor, network: &Network| {
+        let layout = network.backbone.layout(&shapes).unwrap();
+        let more = seen.clone().take(7).map(|i| layout.patch_row(0, i));
+        let rows: Vec<i32> = rows.to_vec::<i32>().unwrap().into_iter().chain(more).collect();
+        Tensor::from_slice(&rows, [rows.len()], &device).unwrap()
+    };
+    masks.count = Some(Tensor::full([1], masks.rows.numel() as i32, &device).unwrap());
+    masks.rows = longer(&masks.rows, &model.student);
+    masks.teacher_rows = masks.teacher_rows.as_ref().map(|rows| longer(rows, &model.teacher));
+    let mut weights = masks.weights.to_f64().unwrap();
+    weights.resize(masks.rows.numel(), 0.0);
+    let dtype = masks.weights.dtype();
+    masks.weights = Tensor::from_slice(&weights, [weights.len()], &device).unwrap().cast(dtype).unwrap();
+    views
+}
+
+/// Patches that are in the list but do not count change neither the loss nor a gradient nor a centre, which is late: two
+/// steps.
+#[test]
+fn patches_that_do_not_count_change_nothing() {
+    let cases = [(Targets::Sinkhorn, 0), (Targets::Centering, 0), (Targets::Centering, 2), (Targets::Softmax, 2)];
+    for (targets, registers) in cases {
+        let make = || {
+            let settings = LossSettings { targets, ..LossSettings::default() };
+            let [student, teacher] = [(registers, "student"), (0, "teacher")];
+            let [student, teacher] = [student, teacher].map(|(r, name)| shaken(&sizes(r), DType::F64, name));
+            Ssl::new(student, teacher, None, settings).unwrap()
+        };
+        let (mut short, mut long) = (make(), make());
+        for step in 0..2 {
+            let views = views(2, 1, false, DType::F64, &short);
+            let (expected, _, grads) = run(&mut short, &views).unwrap();
+            let views = filled_up(&views, &long);
+            let (loss, found, filled) = run(&mut long, &views).unwrap();
+            assert!((loss - expected).abs() < 1e-12 * expected, "{targets:?} step {step}: {loss} and {expected}");
+            for (p, same) in short.student.params().into_iter().zip(long.student.params()) {
+                let [a, b] = [grads.get(p), filled.get(same)].map(|g| g.unwrap().to_f64().unwrap());
+                let largest = a.iter().fold(1e-3f64, |m, x| m.max(x.abs()));
+                assert!(distance(&a, &b).0 < 1e-12 * largest, "{targets:?} step {step}: {}", p.name());
+            }
+            let rows = found.patches.unwrap().rows().to_f64().unwrap();
+            assert!(rows[..2].iter().all(|l| l.is_finite()) && rows[2..] == [f64::NEG_INFINITY; 7]);
+        }
+        let state = |model: &Ssl| -> Vec<f64> {
+            let all = model.centers.iter().flatten().flat_map(|c| [&c.center, &c.pending]);
+            all.flat_map(|p| p.master.to_f64().unwrap()).collect()
+        };
+        assert_eq!(state(&short).is_empty(), targets != Targets::Centering);
+        assert!(state(&short).iter().any(|x| *x != 0.0) || targets != Targets::Centering);
+        assert!(distance(&state(&short), &state(&long)).0 < 1e-12, "{targets:?}");
+    }
 }
 
 #[test]
