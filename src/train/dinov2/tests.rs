@@ -10,9 +10,9 @@ use crate::recipes::dinov2::{FfnKind, HeadSizes, Start};
 use crate::recipes::{Inputs, Numbers, Task};
 use crate::testing::devices;
 
-const STEPS: u64 = 6;
+const STEPS: u64 = 5;
 /// Images of a batch.
-const IMAGES: usize = 3;
+const IMAGES: usize = 2;
 
 /// Crops of 8 and 4 pixels, everything random, a last layer that rests in the first three updates of ten.
 fn config(flags: &[&str]) -> Config {
@@ -106,9 +106,8 @@ fn a_recorded_step_is_the_step() {
         for (flags, distils, dtype) in [
             (&[][..], false, DType::F32),
             (&["--targets", "centering", "--shared-head", "--recompute"], false, DType::F32),
-            (&["--targets", "softmax", "--mask-probability", "1"], false, DType::BF16),
-            (&["--ibot-weight", "0"], false, DType::F32),
-            (&[], true, DType::F32),
+            (&["--ibot-weight", "0"], false, DType::BF16),
+            (&["--targets", "softmax"], true, DType::F32),
         ] {
             let what = format!("{flags:?}, distillation {distils}, on {device}");
             let recorded = run(flags, distils, dtype, &device, false);
@@ -123,8 +122,8 @@ fn a_recorded_step_is_the_step() {
             );
             if dtype == DType::F32 {
                 let exact = run(flags, distils, dtype, &Device::Cpu, false);
-                let masked = !distils && !flags.contains(&"--ibot-weight");
-                assert_eq!(exact.shapes.iter().any(|shapes| *shapes != exact.shapes[0]), masked, "{what}");
+                // In distillation all patches are compared.
+                assert_eq!(exact.shapes.iter().all(|shapes| *shapes == exact.shapes[0]), distils, "{what}");
                 for (a, b) in recorded.losses.iter().zip(&exact.losses) {
                     assert!((a - b).abs() < 1e-4 * b.abs(), "{what}: {:?} and {:?}", recorded.losses, exact.losses);
                 }
