@@ -59,7 +59,7 @@ fn prototype_loss(dtype: DType, shape: &[usize]) -> Measured {
         let weights = Tensor::full([rows], 1.0f32, &device)?.cast(dtype.accumulate())?;
         let (temp, dloss, normaliser) = (scalar(0.07)?, scalar(1.0)?, rows as f64);
         let step = || -> Result<Tensor> {
-            let teacher = sinkhorn_knopp::sinkhorn_knopp(&teacher, &temp, 3)?;
+            let teacher = sinkhorn_knopp::sinkhorn_knopp(&teacher, &temp, 3, None)?;
             let same = Pairing::Same;
             let (_, stats) = cross_entropy::forward(&student, 0.1, &teacher, same, &weights, normaliser)?;
             cross_entropy::backward(&dloss, student, 0.1, &teacher, same, &weights, normaliser, &stats)

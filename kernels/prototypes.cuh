@@ -79,6 +79,13 @@ __device__ __forceinline__ Rows part_of(Rows all) {
     return {from, min(from + per_part, all.to)};
 }
 
+// Those of a batch that is the first *count rows; all where that is null.
+__device__ __forceinline__ Rows counted(Rows all, const int* count) {
+    if (!count) return all;
+    const unsigned end = unsigned(max(*count, 0));
+    return {min(all.from, end), min(all.to, end)};
+}
+
 // x, or 0 for -inf: what may be subtracted from numbers of which x is the largest.
 __device__ __forceinline__ float finite_shift(float x) { return x == -INFINITY ? 0.f : x; }
 
@@ -171,16 +178,22 @@ __device__ __forceinline__ float row_log_sum(const float* sums, unsigned tiles) 
     return top + logf(warp_sum(sum));
 }
 
-// The logarithms of the row factors: l[row] = -log Σ_tiles sums[row, tile], one warp per row.
+// The logarithms of the row factors: l[row] = -log Σ_tiles sums[row, tile], -inf where a row does not count, one warp per
+// row.
 struct RowFactors {
     const float* sums;  // [rows, tiles, 2]: shift, sum
     float* l;           // [rows]
+    const int* count;   // [1]: the first rows, which count; null: all
     unsigned rows, tiles;
 };
 
 __device__ __forceinline__ void row_factors(const RowFactors& a) {
     const unsigned row = warp_row();
     if (row >= a.rows) return;  // whole warps leave; no block barrier follows
+    if (row >= counted({0, a.rows}, a.count).to) {
+        if (lane_id() == 0) a.l[row] = -INFINITY;
+        return;
+    }
     const float log_sum = row_log_sum(a.sums + 2 * size_t(row) * a.tiles, a.tiles);
     if (lane_id() == 0) a.l[row] = -log_sum;
 }

@@ -15,6 +15,7 @@ struct SinkhornKnoppFirst {
     const float* temp;   // [1]
     float* part_max;     // [parts, cols]: of z / T
     float* part;         // [parts, cols]: Σ exp(z / T - part_max)
+    const int* count;    // [1]: the first rows, which count; null: all
     unsigned rows, cols;
 };
 
@@ -26,7 +27,7 @@ __device__ __forceinline__ void first(const SinkhornKnoppFirst& a) {
     const Tile<V> tile(a.cols);
     const T* logits = in<T>(a.logits);
     const float scale = 1.f / a.temp[0];
-    const Rows rows = part_of({0, a.rows});
+    const Rows rows = part_of(counted({0, a.rows}, a.count));
     Columns<float, V> top, sum;
     for_columns<V>([&](int m, int j) { top.v[m][j] = -INFINITY, sum.v[m][j] = 0.f; });
     for (unsigned from = rows.from; from < rows.to; from += FIRST_ROWS) {
@@ -118,6 +119,7 @@ struct SinkhornKnoppStep {
     const float* a;      // [cols]
     float* sums;         // [rows, tiles, 2]: shift, sum of a tile's Σ_k exp(z / T + a)
     float* part;         // [parts, cols]: Σ_b exp(z / T + a + l)
+    const int* count;    // [1]: the first rows, which count; null: all
     Rows sum;            // rows whose sums are made
     Rows weigh;          // rows, summed by an earlier launch, whose masses are added to `part`
     unsigned cols;
@@ -135,11 +137,12 @@ __device__ __forceinline__ void step(const SinkhornKnoppStep& a) {
     const T* logits = in<T>(a.logits);
     const float scale = 1.f / a.temp[0];
     const Columns<float, V> prototypes = load_columns<float, V>(a.a, tile, 0.f);
-    row_sums<T, V>(logits, tile, scale, prototypes, part_of(a.sum), a.sums, [](const Columns<T, V>&) {});
+    const Rows summed = part_of(counted(a.sum, a.count));
+    row_sums<T, V>(logits, tile, scale, prototypes, summed, a.sums, [](const Columns<T, V>&) {});
 
-    if (a.weigh.from == a.weigh.to) return;  // all threads of all blocks
+    if (a.weigh.from == a.weigh.to) return;  // all threads of all blocks; where no row counts, `part` is 0
     SMEM(Floats<STEP_ROWS>, factor);
-    const Rows rows = part_of(a.weigh);
+    const Rows rows = part_of(counted(a.weigh, a.count));
     float* part = a.part + size_t(blockIdx.y) * a.cols;
     Columns<float, V> mass;
     for_columns<V>([&](int m, int j) { mass.v[m][j] = 0.f; });

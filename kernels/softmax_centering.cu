@@ -11,6 +11,7 @@ struct SoftmaxCenteringFwd {
     float* a;             // [cols]
     float* sums;          // [rows, tiles, 2]: shift, sum of a tile's Σ_k exp(z / T + a)
     float* part;          // [parts, cols]: Σ_b z
+    const int* count;     // [1]: the first rows, which count; null: all
     unsigned rows, cols;
 };
 
@@ -24,7 +25,7 @@ __device__ __forceinline__ void centred(const SoftmaxCenteringFwd& a) {
     const auto add = [&](const Columns<T, V>& z) {
         for_columns<V>([&](int m, int j) { total.v[m][j] += to_f32(z.v[m][j]); });
     };
-    row_sums<T, V>(in<T>(a.logits), tile, 1.f / temp, prototypes, part_of({0, a.rows}), a.sums, add);
+    row_sums<T, V>(in<T>(a.logits), tile, 1.f / temp, prototypes, part_of(counted({0, a.rows}, a.count)), a.sums, add);
     store_columns<float, V>(a.part + size_t(blockIdx.y) * a.cols, tile, total);
 }
 
@@ -45,6 +46,7 @@ struct SoftmaxCenteringMean {
     const float* part;    // [parts, cols]
     const float* centre;  // [cols]: the mean of no rows
     float* mean;          // [cols]
+    const int* count;     // [1]: the first rows, which count; null: all
     unsigned parts, cols;
     unsigned rows, pad;
 };
@@ -55,6 +57,7 @@ __device__ void softmax_centering_mean_f32_body(const SoftmaxCenteringMean& a) {
     if (k >= a.cols) return;
     float sum = 0.f;
     for (unsigned p = 0; p < a.parts; ++p) sum += a.part[size_t(p) * a.cols + k];
-    a.mean[k] = a.rows ? sum / a.rows : a.centre[k];
+    const unsigned rows = counted({0, a.rows}, a.count).to;
+    a.mean[k] = rows ? sum / rows : a.centre[k];
 }
 KERNEL(softmax_centering_mean_f32, SoftmaxCenteringMean)

@@ -31,8 +31,18 @@ pub struct BlockMasks {
     pub mask_indices: Vec<i32>,
     /// For each of them, 1 over the number of hidden patches of its crop.
     pub masks_weight: Vec<f32>,
-    /// Number of hidden patches at most, whatever is drawn for a batch of this size.
+    /// Number of hidden patches at most, whatever is drawn for a batch of this size: with the steps `r` of
+    /// [`BlockMasking::batch`] `Σ ⌊N·rᵢ₊₁⌋` over its masked crops.
     pub upperbound: usize,
+}
+
+impl BlockMasks {
+    /// The first patches that are not hidden, as many as there are fewer hidden ones than `upperbound`: with them all batches
+    /// of a size have lists of one length, and no patch is in a list twice.
+    pub fn padding(&self) -> impl Iterator<Item = i32> + '_ {
+        let seen = self.masks.iter().enumerate().filter(|(_, m)| **m == 0).map(|(at, _)| at as i32);
+        seen.take(self.upperbound - self.mask_indices.len())
+    }
 }
 
 impl BlockMasking {
@@ -207,6 +217,9 @@ mod tests {
             let with_mask = counts.iter().filter(|c| **c > 0).count();
             prop_assert!(with_mask <= (crops as f64 * probability) as usize);
             prop_assert!((b.masks_weight.iter().sum::<f32>() - with_mask as f32).abs() < 1e-4);
+            let padding: Vec<i32> = b.padding().collect();
+            prop_assert_eq!(b.mask_indices.len() + padding.len(), b.upperbound);
+            prop_assert!(padding.windows(2).all(|p| p[0] < p[1]) && padding.iter().all(|&i| b.masks[i as usize] == 0));
         }
     }
 

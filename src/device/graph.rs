@@ -160,7 +160,7 @@ impl Device {
                 RECORDING.take();
             }
         }
-        if *self == Self::Cpu {
+        if !self.records() {
             return Err(Error::Recording { cause: "the cpu runs operations, not launches".into() });
         }
         if ACTIVE.get() {

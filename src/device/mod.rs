@@ -153,6 +153,12 @@ impl Device {
         !matches!(self, Self::Cuda(_))
     }
 
+    /// Whether work on this device can be [recorded](Self::record): what a batch leads to should then not depend on it in
+    /// its shapes.
+    pub fn records(&self) -> bool {
+        *self != Self::Cpu
+    }
+
     /// Waits until everything launched so far is done.
     pub fn synchronize(&self) -> Result<()> {
         match self {

@@ -6,7 +6,7 @@ use crate::device::host::simd;
 use crate::dtype::{Float, num_like::Ops};
 use crate::math::{max, sum};
 use crate::ops::{float, on, shaped, typed};
-use crate::{Device, Error, Result, Tensor, with_float};
+use crate::{DType, Device, Error, Result, Tensor, with_float};
 
 const OP: &str = "teacher";
 
@@ -16,6 +16,10 @@ const OP: &str = "teacher";
 /// Made by [`sinkhorn_knopp`](crate::ops::sinkhorn_knopp::sinkhorn_knopp) and [`softmax_centering`](crate::ops::softmax_centering::softmax_centering),
 /// read by [`prototype_cross_entropy`](crate::ops::prototype_cross_entropy::prototype_cross_entropy). Besides the logits it holds
 /// `4 (K + rows + 1)` bytes.
+///
+/// Those that make it take a `count: [1]`, i32 in device memory: the batch is the first `count` rows. The others are there
+/// so that batches of any count have one shape, and a recorded step reads the present count. They are not read, and their
+/// `l` is `-inf`: they have no probabilities. A GPU, which is not asked, cuts a count to the rows that there are.
 #[derive(Clone, Debug)]
 pub struct Teacher {
     pub(crate) logits: Tensor,
@@ -98,6 +102,26 @@ pub(crate) fn check(op: &'static str, logits: &Tensor, temp: &Tensor) -> Result<
     Ok(dims)
 }
 
+/// `count: [1]` of `rows` rows beside `like`.
+pub(crate) fn check_count(op: &'static str, count: Option<&Tensor>, rows: usize, like: &Tensor) -> Result<()> {
+    let Some(count) = count else { return Ok(()) };
+    shaped(op, "count", count, &[1])?;
+    typed(op, "count", count, DType::I32)?;
+    on(op, "count", count, like)?;
+    if count.device().is_host() {
+        let given = count.as_slice::<i32>()?[0];
+        if usize::try_from(given).map_or(true, |n| n > rows) {
+            return Err(Error::value(op, "count", given, format!("0 to {rows}")));
+        }
+    }
+    Ok(())
+}
+
+/// Rows of the batch, of `rows`, for the references; [`check_count`] has seen it.
+pub(crate) fn counted(count: Option<&Tensor>, rows: usize) -> Result<usize> {
+    count.map_or(Ok(rows), |count| Ok(count.as_slice::<i32>()?[0] as usize))
+}
+
 /// What the distributed forms of an operation ask of the processes that share a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduce {
@@ -139,12 +163,21 @@ pub(crate) fn over_rows<T: Float>(
     });
 }
 
-/// `l_b = -ln Σ_k exp(Z_bk / T + a_k)` of every row.
-pub(crate) fn row_factors(op: &'static str, logits: &Tensor, temp: &Tensor, a: &Tensor, l: &mut Tensor) -> Result<()> {
+/// `l_b = -ln Σ_k exp(Z_bk / T + a_k)` of the first `count` rows, `-inf` of the others.
+pub(crate) fn row_factors(
+    op: &'static str,
+    logits: &Tensor,
+    temp: &Tensor,
+    a: &Tensor,
+    l: &mut Tensor,
+    count: usize,
+) -> Result<()> {
     with_float!(op, "logits", logits.dtype(), T => {
         type A = <T as Float>::Acc;
         let (z, temp, a) = (logits.as_slice::<T>()?, temp.as_slice::<A>()?[0], a.as_slice::<A>()?);
-        let rows = l.as_mut_slice::<A>()?.par_iter_mut().zip(z.par_chunks_exact(a.len()));
+        let (l, others) = l.as_mut_slice::<A>()?.split_at_mut(count);
+        others.fill(A::NEG_INFINITY);
+        let rows = l.par_iter_mut().zip(z.par_chunks_exact(a.len()));
         rows.for_each(|(l, z)| simd(#[inline(always)] || {
             let top = max(z.len(), #[inline(always)] |k| z[k].get() / temp + a[k]);
             let by = if top == A::NEG_INFINITY { A::ZERO } else { top };

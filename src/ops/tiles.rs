@@ -22,6 +22,7 @@ const PART_ROWS: usize = 16;
 pub(crate) struct RowFactors {
     pub sums: u64,
     pub l: u64,
+    pub count: u64,
     pub rows: u32,
     pub tiles: u32,
 }

@@ -19,7 +19,8 @@ pub type Numbers = Vec<(&'static str, f64)>;
 
 /// What a micro-batch brings to the device, randomness included.
 pub trait Inputs {
-    /// All tensors, in a fixed order: the next batch is copied over them when a recorded step runs again.
+    /// All tensors, in a fixed order: the next batch is copied over them when a recorded step runs again. So nobody else holds
+    /// one of them once the step is done.
     fn tensors(&mut self) -> Vec<&mut Tensor>;
 }
 

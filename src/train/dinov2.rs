@@ -198,3 +198,6 @@ fn begin(config: &Config, init: Option<Weights>, builder: &Builder) -> Result<Ss
     }
     assemble(config, student, teacher, Some(average))
 }
+
+#[cfg(test)]
+mod tests;

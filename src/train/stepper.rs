@@ -54,7 +54,7 @@ impl Measured {
 
 impl<I: Inputs> Stepper<I> {
     pub fn new(device: &Device, scale: f64, clip: Option<f64>) -> Self {
-        let mode = if *device == Device::Cpu { Mode::Eager } else { Mode::Warm };
+        let mode = if device.records() { Mode::Warm } else { Mode::Eager };
         Self { device: device.clone(), scale, clip, mode, grads: Grads::new(), micro: [None, None], update: None }
     }
 

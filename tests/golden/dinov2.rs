@@ -15,7 +15,7 @@ pub fn sinkhorn(g: &Golden, device: &Device, report: &mut Report) -> Outcome {
         let iterations = case["n_iterations"].as_u64().ok_or("no n_iterations")?;
         let temp = Tensor::full([1], temp as f32, device)?;
         let logits = g.tensor(&format!("input.logits_{i}"), device);
-        let p = sinkhorn_knopp(&logits, &temp, iterations as usize)?.probabilities()?.to_f64()?;
+        let p = sinkhorn_knopp(&logits, &temp, iterations as usize, None)?.probabilities()?.to_f64()?;
         report.compare(g, &format!("output.probs_{i}"), &p);
         let mut mass = vec![0.0; logits.shape()[1]];
         p.chunks(mass.len()).for_each(|row| mass.iter_mut().zip(row).for_each(|(m, p)| *m += p));
@@ -32,7 +32,7 @@ pub fn sinkhorn_ranks(g: &Golden, device: &Device, report: &mut Report) -> Outco
         let parts: Vec<Vec<f32>> = (0..ranks).map(|rank| g.floats(&format!("input.{input}_rank{rank}"))).collect();
         let all = parts.concat();
         let all = Tensor::from_slice(&all, [all.len() / prototypes, prototypes], device)?;
-        let p = sinkhorn_knopp(&all, &temp, g.usize("n_iterations"))?.probabilities()?.to_f64()?;
+        let p = sinkhorn_knopp(&all, &temp, g.usize("n_iterations"), None)?.probabilities()?.to_f64()?;
         let mut rest = p.as_slice();
         for (rank, part) in parts.iter().enumerate() {
             let (own, others) = rest.split_at(part.len());
@@ -51,7 +51,7 @@ pub fn softmax_centering(g: &Golden, device: &Device, report: &mut Report) -> Ou
         for (step, temp) in temps.iter().enumerate() {
             let temp = Tensor::full([1], temp.as_f64().ok_or("no number")? as f32, device)?;
             let logits = g.tensor(&format!("input.{what}_logits_{step}"), device);
-            let teacher = centering.teacher(&logits, &temp, None)?;
+            let teacher = centering.teacher(&logits, &temp, None, None)?;
             report.tensor(g, &format!("output.{what}_probs_{step}"), &teacher.probabilities()?);
             report.tensor(g, &format!("state.{what}_center_{step}"), &centering.center.master);
         }

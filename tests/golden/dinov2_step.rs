@@ -92,6 +92,7 @@ fn views(g: &Golden, at: &str, model: &Ssl, temp: f64, device: &Device) -> Falli
             rows: Tensor::from_slice(&rows, [rows.len()], device)?,
             teacher_rows: None,
             weights: Tensor::from_slice(&weights, [weights.len()], device)?,
+            count: None,
         }),
         teacher_temp: Tensor::full([1], temp as f32, device)?,
         drops: drops.collect::<ocellus::Result<_>>()?,

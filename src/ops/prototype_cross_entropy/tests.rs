@@ -65,7 +65,7 @@ fn logits(seed: u64, rows: usize, cols: usize) -> Vec<f64> {
 
 /// A teacher of f64 whose rows sum to 1.
 fn teacher(seed: u64, rows: usize, cols: usize) -> Teacher {
-    sinkhorn_knopp(&tensor(&logits(seed, rows, cols), &[rows, cols]), &tensor(&[0.07], &[1]), 3).unwrap()
+    sinkhorn_knopp(&tensor(&logits(seed, rows, cols), &[rows, cols]), &tensor(&[0.07], &[1]), 3, None).unwrap()
 }
 
 /// Loss, `H` of each row, and gradient.
@@ -184,7 +184,7 @@ fn every_pair_of_types_matches_the_reference() {
             let make = |seed, rows, dtype| {
                 tensor(&logits(seed, rows, 48), &[rows, 48]).cast(dtype).unwrap().to_device(device).unwrap()
             };
-            let t = sinkhorn_knopp(&make(11, 2, z), &Tensor::full([1], 0.07f32, device).unwrap(), 3).unwrap();
+            let t = sinkhorn_knopp(&make(11, 2, z), &Tensor::full([1], 0.07f32, device).unwrap(), 3, None).unwrap();
             let (s, w) = (make(12, 3, student), Tensor::full([3], 0.5f32, device).unwrap());
             let pairs = tensor(&pairs, &[3, 2]).to_device(device).unwrap();
             let (loss, stats) = forward(&s, 0.1, &t, Pairing::Rows(&pairs), &w, 2.0).unwrap();
@@ -270,7 +270,7 @@ fn parts_of_many_rows_match_parts_of_one() {
     for device in devices() {
         let on = |t: Tensor| t.cast(DType::F32).unwrap().to_device(&device).unwrap();
         let z = on(tensor(&logits(15, rows, cols), &[rows, cols]));
-        let t = sinkhorn_knopp(&z, &Tensor::full([1], 0.07f32, &device).unwrap(), 3).unwrap();
+        let t = sinkhorn_knopp(&z, &Tensor::full([1], 0.07f32, &device).unwrap(), 3, None).unwrap();
         let s = on(tensor(&logits(16, rows, cols), &[rows, cols]));
         let (w, one) = (tensor(&w, &[rows]).to_device(&device).unwrap(), Tensor::full([1], 1f32, &device).unwrap());
         let dims = Dims::check(&s, 0.1, &t, Pairing::Same, &w, 1.0).unwrap();

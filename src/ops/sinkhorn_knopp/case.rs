@@ -6,12 +6,23 @@ use crate::{DType, Var};
 
 /// `logits: [rows, cols]` at temperature `temp`; gives the logarithms of the factors.
 pub fn case(rows: usize, cols: usize, temp: f64, iterations: usize) -> Case {
-    let inputs = vec![
+    counted(format!("{rows}x{cols}-t{temp}-n{iterations}"), [rows, cols], None, temp, iterations)
+}
+
+/// The same of a batch that is the first `count` rows.
+pub fn counted_case(rows: usize, count: usize, cols: usize, temp: f64, iterations: usize) -> Case {
+    counted(format!("{count}of{rows}x{cols}-t{temp}-n{iterations}"), [rows, cols], Some(count), temp, iterations)
+}
+
+fn counted(id: String, [rows, cols]: [usize; 2], count: Option<usize>, temp: f64, iterations: usize) -> Case {
+    let mut inputs = vec![
         Input::constant("logits", [rows, cols], Fill::Normal(0.0, 0.3)),
         Input::constant("temp", [1], Fill::Acc(vec![temp])),
     ];
-    Case::new("sinkhorn_knopp", format!("{rows}x{cols}-t{temp}-n{iterations}"), inputs, move |_, v| {
-        let teacher = sinkhorn_knopp(v[0].value(), v[1].value(), iterations)?;
+    inputs.extend(count.map(|n| Input::constant("count", [1], Fill::I32(vec![n as i32]))));
+    let rows = count.unwrap_or(rows);
+    Case::new("sinkhorn_knopp", id, inputs, move |_, v| {
+        let teacher = sinkhorn_knopp(v[0].value(), v[1].value(), iterations, v.get(2).map(Var::value))?;
         Ok(vec![Var::constant(teacher.prototypes), Var::constant(teacher.rows)])
     })
     .bytes(move |dtype: DType| ((iterations + 1) * rows * cols * dtype.size() + 4 * (rows + cols)) as u64)

@@ -20,6 +20,7 @@ struct FirstArgs {
     temp: u64,
     part_max: u64,
     part: u64,
+    count: u64,
     rows: u32,
     cols: u32,
 }
@@ -55,6 +56,7 @@ struct StepArgs {
     a: u64,
     sums: u64,
     part: u64,
+    count: u64,
     sum: [u32; 2],
     weigh: [u32; 2],
     cols: u32,
@@ -85,6 +87,7 @@ pub(super) fn bytes(rows: usize, cols: usize, dtype: DType) -> Result<usize> {
 pub(super) struct Kernels<'a> {
     logits: &'a Tensor,
     temp: &'a Tensor,
+    count: Option<&'a Tensor>,
     pub(super) tiles: Tiles,
     /// Rows of a group.
     pub(super) group: u32,
@@ -97,13 +100,14 @@ pub(super) struct Kernels<'a> {
 }
 
 impl<'a> Kernels<'a> {
-    pub fn new(logits: &'a Tensor, temp: &'a Tensor, dims: Dims) -> Result<Self> {
+    pub fn new(logits: &'a Tensor, temp: &'a Tensor, count: Option<&'a Tensor>, dims: Dims) -> Result<Self> {
         let tiles = Tiles::new(OP, dims.rows, dims.cols, logits.dtype())?;
         let device = logits.device();
         let part = || Tensor::uninit([tiles.parts as usize, dims.cols], DType::F32, device);
         Ok(Self {
             logits,
             temp,
+            count,
             tiles,
             group: group(dims.cols, logits.dtype()),
             part_max: part()?,
@@ -135,12 +139,13 @@ impl<'a> Kernels<'a> {
             a: a.ptr(),
             sums: self.sums.ptr_mut(OP)?,
             part: self.part.ptr_mut(OP)?,
+            count: self.count.map_or(0, Tensor::ptr),
             sum,
             weigh,
             cols: self.tiles.cols,
             add: add.into(),
         };
-        // SAFETY: logits, temp and a have the extents that `super::solve` checked or made, sums and part those of
+        // SAFETY: logits, temp, count and a have the extents that `super::solve` checked or made, sums and part those of
         // `new`; `schedule` stays below the rows and weighs none that an earlier launch has not summed.
         unsafe { self.logits.device().launch(OP, "sinkhorn_knopp_step", self.logits.dtype(), self.tiles.grid(), &args) }
     }
@@ -154,10 +159,11 @@ impl Steps for Kernels<'_> {
             temp: self.temp.ptr(),
             part_max: self.part_max.ptr_mut(OP)?,
             part: self.part.ptr_mut(OP)?,
+            count: self.count.map_or(0, Tensor::ptr),
             rows: t.rows,
             cols: t.cols,
         };
-        // SAFETY: logits [rows, cols] and temp [1] were checked; part and part_max are [parts, cols].
+        // SAFETY: logits [rows, cols], temp [1] and count [1] were checked; part and part_max are [parts, cols].
         unsafe { device.launch(OP, "sinkhorn_knopp_first", self.logits.dtype(), t.grid(), &args)? };
         let args = MaxArgs { part: self.part_max.ptr(), max: f.mass.ptr_mut(OP)?, parts: t.parts, cols: t.cols };
         // SAFETY: the launch before filled the parts; mass is [cols].
@@ -180,8 +186,14 @@ impl Steps for Kernels<'_> {
     fn rows(&mut self, f: &mut Factors) -> Result<()> {
         let t = self.tiles;
         self.step(&f.prototypes, [[0, t.rows], [0; 2]], false)?;
-        let args = RowFactors { sums: self.sums.ptr(), l: f.rows.ptr_mut(OP)?, rows: t.rows, tiles: t.tiles };
-        // SAFETY: the launch before filled the sums [rows, tiles, 2]; l is [rows].
+        let args = RowFactors {
+            sums: self.sums.ptr(),
+            l: f.rows.ptr_mut(OP)?,
+            count: self.count.map_or(0, Tensor::ptr),
+            rows: t.rows,
+            tiles: t.tiles,
+        };
+        // SAFETY: the launch before filled the sums [rows, tiles, 2] of the rows that count; l is [rows].
         unsafe { self.logits.device().launch(OP, "sinkhorn_knopp_rows", DType::F32, t.row_warps(), &args) }
     }
 

@@ -27,9 +27,9 @@ mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use case::{case, cases};
+pub use case::{case, cases, counted_case};
 
-use crate::ops::teacher::{Across, Reduce, Teacher, check};
+use crate::ops::teacher::{Across, Reduce, Teacher, check, check_count, counted};
 use crate::{DType, Device, Error, Result, Tensor};
 
 const OP: &str = "sinkhorn_knopp";
@@ -44,16 +44,18 @@ pub(crate) struct Dims {
     cols: usize,
 }
 
-/// Teacher probabilities of `logits: [rows, K]` at temperature `temp: [1]` after `iterations` steps.
+/// Teacher probabilities of `logits: [rows, K]` at temperature `temp: [1]` after `iterations` steps. The batch is the first
+/// `count` rows, see [`Teacher`], all without.
 ///
 /// dtypes of `logits`: f32, f16, and bf16 for those who accept its rounding, which changes single probabilities by
 /// percents (f64 on the CPU); `temp` is f32 in device memory, so that a recorded step reads the present one. No gradient.
 /// Deterministic. Any number of rows.
 ///
 /// # Errors
-/// When shapes or dtypes do not fit, there is no prototype, or `iterations` is 0.
-pub fn sinkhorn_knopp(logits: &Tensor, temp: &Tensor, iterations: usize) -> Result<Teacher> {
-    solve(logits, temp, iterations, None)
+/// When shapes or dtypes do not fit, there is no prototype, `iterations` is 0, or host memory holds a count of more rows
+/// than there are.
+pub fn sinkhorn_knopp(logits: &Tensor, temp: &Tensor, iterations: usize, count: Option<&Tensor>) -> Result<Teacher> {
+    solve(logits, temp, iterations, count, None)
 }
 
 /// [`sinkhorn_knopp`] of a batch whose rows are spread over processes, with the result it has for all
@@ -63,13 +65,21 @@ pub fn sinkhorn_knopp_across(
     logits: &Tensor,
     temp: &Tensor,
     iterations: usize,
+    count: Option<&Tensor>,
     across: &mut Across<'_>,
 ) -> Result<Teacher> {
-    solve(logits, temp, iterations, Some(across))
+    solve(logits, temp, iterations, count, Some(across))
 }
 
-fn solve(logits: &Tensor, temp: &Tensor, iterations: usize, across: Option<&mut Across<'_>>) -> Result<Teacher> {
+fn solve(
+    logits: &Tensor,
+    temp: &Tensor,
+    iterations: usize,
+    count: Option<&Tensor>,
+    across: Option<&mut Across<'_>>,
+) -> Result<Teacher> {
     let [rows, cols] = check(OP, logits, temp)?;
+    check_count(OP, count, rows, logits)?;
     if iterations == 0 {
         return Err(Error::value(OP, "iterations", iterations, "at least 1"));
     }
@@ -81,8 +91,11 @@ fn solve(logits: &Tensor, temp: &Tensor, iterations: usize, across: Option<&mut 
         mass: Tensor::uninit([cols], acc, device)?,
     };
     match device {
-        Device::Cpu => run(&mut reference::Host { logits, temp }, &mut factors, iterations, across)?,
-        _ => run(&mut launch::Kernels::new(logits, temp, dims)?, &mut factors, iterations, across)?,
+        Device::Cpu => {
+            let count = counted(count, rows)?;
+            run(&mut reference::Host { logits, temp, count }, &mut factors, iterations, across)?;
+        }
+        _ => run(&mut launch::Kernels::new(logits, temp, count, dims)?, &mut factors, iterations, across)?,
     }
     Teacher::new(logits.clone(), temp.clone(), factors.prototypes, factors.rows)
 }

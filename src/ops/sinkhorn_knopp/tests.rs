@@ -3,7 +3,7 @@ use std::thread;
 
 use proptest::prelude::*;
 
-use super::{Dims, Factors, case, launch, run, sinkhorn_knopp, sinkhorn_knopp_across, workspace_bytes};
+use super::{Dims, Factors, case, counted_case, launch, run, sinkhorn_knopp, sinkhorn_knopp_across, workspace_bytes};
 use crate::device::host::with_poison;
 use crate::dtype::Element;
 use crate::ops::Fill;
@@ -57,7 +57,49 @@ fn matches_the_oracle_on_odd_shapes() {
 fn probabilities_match_those_in_f64() {
     for (shape, iterations) in [([1, 1], 3), ([1, 257], 3), ([5, 33], 1), ([19, 64], 3)] {
         for (temp, std) in [(0.07, 0.3), (0.04, 5.0), (1e-3, 0.3), (1e4, 1.0)] {
-            check_probabilities(shape, [temp, std], |z, t| sinkhorn_knopp(z, t, iterations));
+            check_probabilities(shape, [temp, std], |z, t| sinkhorn_knopp(z, t, iterations, None));
+        }
+    }
+}
+
+/// The batch is the first rows of what is there: all of it, some, none.
+#[test]
+fn counted_rows_match_the_oracle() {
+    for (rows, count, cols) in [(5, 5, 33), (37, 20, 257), (40, 3, 8), (19, 0, 12)] {
+        check(&counted_case(rows, count, cols, 0.07, 3)).unwrap();
+    }
+    check_dtype(&counted_case(5, 2, 4104, 0.07, 2), DType::F16).unwrap();
+}
+
+/// Rows after the batch are not read: whatever they hold, the factors are those of the batch alone, and theirs say that they
+/// have no probabilities. Also where groups of rows and parts end within the batch or begin after it.
+#[test]
+fn rows_after_the_batch_change_nothing() {
+    let (cols, counts) = (70, [45, 32, 17, 1]);
+    let mut z = logits(12, 45, cols);
+    let truths = counts.map(|n| probabilities(&z[..n * cols], n, 0.07, 3));
+    for (count, truth) in counts.into_iter().zip(truths) {
+        z[count * cols..].iter_mut().enumerate().for_each(|(i, z)| *z = [f64::NAN, f64::INFINITY][i % 2]);
+        for (device, group) in devices().into_iter().flat_map(|d| [(d.clone(), 16), (d, 45)]).chain([(Device::Cpu, 0)])
+        {
+            let dtype = if device == Device::Cpu { DType::F64 } else { DType::F32 };
+            let on = |t: Tensor| t.cast(dtype).unwrap().to_device(&device).unwrap();
+            let (all, temp) = (on(tensor(&z, &[45, cols])), on(tensor(&[0.07], &[1])));
+            let n = Tensor::full([1], count as i32, &device).unwrap();
+            let t = match device {
+                Device::Cpu => sinkhorn_knopp(&all, &temp, 3, Some(&n)).unwrap(),
+                _ => with_poison(|| {
+                    let empty = |n: usize| Tensor::uninit([n], DType::F32, &device).unwrap();
+                    let mut f = Factors { prototypes: empty(cols), rows: empty(45), mass: empty(cols) };
+                    let mut kernels = launch::Kernels::new(&all, &temp, Some(&n), Dims { rows: 45, cols }).unwrap();
+                    (kernels.group, kernels.tiles.parts) = (group, 3);
+                    run(&mut kernels, &mut f, 3, None).unwrap();
+                    Teacher::new(all.clone(), temp.clone(), f.prototypes, f.rows).unwrap()
+                }),
+            };
+            let p = t.probabilities().unwrap().to_f64().unwrap();
+            assert_close(&p[..count * cols], &truth, if device == Device::Cpu { 0.0 } else { 1e-5 });
+            assert!(t.rows.to_f64().unwrap()[count..].iter().all(|&l| l == f64::NEG_INFINITY), "{device}");
         }
     }
 }
@@ -98,7 +140,7 @@ fn logits(seed: u64, rows: usize, cols: usize) -> Vec<f64> {
 
 /// In f64 on the CPU.
 fn probabilities(z: &[f64], rows: usize, temp: f64, iterations: usize) -> Vec<f64> {
-    let t = sinkhorn_knopp(&tensor(z, &[rows, z.len() / rows]), &tensor(&[temp], &[1]), iterations).unwrap();
+    let t = sinkhorn_knopp(&tensor(z, &[rows, z.len() / rows]), &tensor(&[temp], &[1]), iterations, None).unwrap();
     t.probabilities().unwrap().to_vec().unwrap()
 }
 
@@ -194,7 +236,7 @@ fn rows_far_apart_and_prototypes_without_mass_stay_finite() {
     z.iter_mut().skip(2).step_by(33).for_each(|z| *z = f32::NEG_INFINITY);
     for device in devices().into_iter().chain([Device::Cpu]) {
         let on = |t: Tensor| t.to_device(&device).unwrap();
-        let t = sinkhorn_knopp(&on(tensor(&z, &[4, 33])), &on(tensor(&[0.04f32], &[1])), 3).unwrap();
+        let t = sinkhorn_knopp(&on(tensor(&z, &[4, 33])), &on(tensor(&[0.04f32], &[1])), 3, None).unwrap();
         let p = t.probabilities().unwrap().to_f64().unwrap();
         for row in p.chunks(33) {
             // the logarithms of the factors are 2.5e5, of which f32 keeps 1.6e-2
@@ -209,7 +251,7 @@ fn two_runs_give_the_same_bits() {
         let z = tensor(&logits(8, 21, 600), &[21, 600]).cast(DType::F16).unwrap().to_device(&device).unwrap();
         let temp = Tensor::full([1], 0.05f32, &device).unwrap();
         let go = || {
-            let t = sinkhorn_knopp(&z, &temp, 3).unwrap();
+            let t = sinkhorn_knopp(&z, &temp, 3, None).unwrap();
             (t.prototypes.to_vec::<f32>().unwrap(), t.rows.to_vec::<f32>().unwrap())
         };
         assert_eq!(go(), go(), "{device}");
@@ -227,7 +269,7 @@ fn groups_of_rows_match_one_group() {
         for (group, parts) in [(1, 3), (16, 3), (45, 3), (45, 1)] {
             let empty = |n: usize| Tensor::uninit([n], DType::F32, &device).unwrap();
             let mut f = Factors { prototypes: empty(70), rows: empty(45), mass: empty(70) };
-            let mut kernels = launch::Kernels::new(&z, &temp, Dims { rows: 45, cols: 70 }).unwrap();
+            let mut kernels = launch::Kernels::new(&z, &temp, None, Dims { rows: 45, cols: 70 }).unwrap();
             (kernels.group, kernels.tiles.parts) = (group, parts);
             run(&mut kernels, &mut f, 3, None).unwrap();
             let t = Teacher::new(z.clone(), temp.clone(), f.prototypes, f.rows).unwrap();
@@ -285,7 +327,7 @@ fn rows_spread_over_processes_give_what_they_give_together() {
             let z = z.cast(dtype).unwrap().to_device(&device).unwrap();
             let temp = tensor(&[0.05], &[1]).cast(dtype).unwrap().to_device(&device).unwrap();
             let across: &mut Across<'_> = &mut |how, x: &mut Tensor| exchange.across(rank, how, x);
-            let t = sinkhorn_knopp_across(&z, &temp, 3, across).unwrap();
+            let t = sinkhorn_knopp_across(&z, &temp, 3, None, across).unwrap();
             t.probabilities().unwrap().to_f64().unwrap()
         };
         let parts: Vec<Vec<f64>> = thread::scope(|s| {
@@ -304,7 +346,7 @@ fn memory_is_what_is_documented() {
         for (dtype, [rows, cols]) in [(DType::F32, [70, 500]), (DType::F16, [64, 4104]), (DType::BF16, [3, 333])] {
             let z = Tensor::zeros([rows, cols], dtype, &device).unwrap();
             let temp = Tensor::full([1], 0.07f32, &device).unwrap();
-            let (t, peak) = device.peak_bytes(|| sinkhorn_knopp(&z, &temp, 3)).unwrap();
+            let (t, peak) = device.peak_bytes(|| sinkhorn_knopp(&z, &temp, 3, None)).unwrap();
             assert_eq!(peak, workspace_bytes(rows, cols, dtype, &device).unwrap(), "{device} {dtype}");
             assert_eq!(t.unwrap().prototypes.to_vec::<f32>().unwrap().len(), cols);
         }
@@ -318,7 +360,7 @@ fn memory_is_what_is_documented() {
 #[test]
 fn wrong_arguments_are_named() {
     let z = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
-    let error = |z: &Tensor, temp: &Tensor, n| sinkhorn_knopp(z, temp, n).unwrap_err().to_string();
+    let error = |z: &Tensor, temp: &Tensor, n| sinkhorn_knopp(z, temp, n, None).unwrap_err().to_string();
     let temp = tensor(&[0.1f32], &[1]);
     assert_eq!(error(&z(&[2, 3]), &temp, 0), "sinkhorn_knopp: `iterations` has value 0, expected at least 1");
     let expected = "sinkhorn_knopp: `logits` has shape [2, 0], expected at least one prototype";
@@ -332,6 +374,13 @@ fn wrong_arguments_are_named() {
     assert_eq!(error(&z(&[2, 3]), &z(&[1]), 3), expected);
     let ids = Tensor::zeros([2, 3], DType::I32, &Device::Cpu).unwrap();
     assert_eq!(error(&ids, &temp, 3), "sinkhorn_knopp: `logits` has dtype i32, expected a float type");
+    let counted = |n: &Tensor| sinkhorn_knopp(&z(&[2, 3]), &temp, 3, Some(n)).unwrap_err().to_string();
+    for wrong in [-1i32, 3] {
+        let expected = format!("sinkhorn_knopp: `count` has value {wrong}, expected 0 to 2");
+        assert_eq!(counted(&tensor(&[wrong], &[1])), expected);
+    }
+    assert_eq!(counted(&z(&[1])), "sinkhorn_knopp: `count` has dtype f32, expected i32");
+    assert_eq!(counted(&tensor(&[1i32, 1], &[2])), "sinkhorn_knopp: `count` has shape [2], expected [1]");
     let t = |a: &[usize], l: &[usize]| Teacher::new(z(&[2, 3]), temp.clone(), z(a), z(l)).unwrap_err().to_string();
     assert_eq!(t(&[2], &[2]), "teacher: `prototypes` has shape [2], expected [3]");
     assert_eq!(t(&[3], &[3]), "teacher: `rows` has shape [3], expected [2]");

@@ -17,6 +17,7 @@ struct FwdArgs {
     a: u64,
     sums: u64,
     part: u64,
+    count: u64,
     rows: u32,
     cols: u32,
 }
@@ -28,6 +29,7 @@ struct MeanArgs {
     part: u64,
     centre: u64,
     mean: u64,
+    count: u64,
     parts: u32,
     cols: u32,
     rows: u32,
@@ -46,7 +48,14 @@ fn tiles(rows: usize, cols: usize, dtype: DType) -> Result<Tiles> {
     Ok(Tiles { parts: t.parts.max(1), ..t })
 }
 
-pub(super) fn forward(logits: &Tensor, temp: &Tensor, centre: &Tensor, out: &mut Outputs) -> Result<()> {
+pub(super) fn forward(
+    logits: &Tensor,
+    temp: &Tensor,
+    centre: &Tensor,
+    count: Option<&Tensor>,
+    out: &mut Outputs,
+) -> Result<()> {
+    let count = count.map_or(0, Tensor::ptr);
     let (device, rows, cols) = (logits.device(), out.rows.numel(), out.mean.numel());
     let t = tiles(rows, cols, logits.dtype())?;
     let mut sums = Tensor::uninit([rows, t.tiles as usize, 2], DType::F32, device)?;
@@ -58,19 +67,21 @@ pub(super) fn forward(logits: &Tensor, temp: &Tensor, centre: &Tensor, out: &mut
         a: out.prototypes.ptr_mut(OP)?,
         sums: sums.ptr_mut(OP)?,
         part: part.ptr_mut(OP)?,
+        count,
         rows: t.rows,
         cols: t.cols,
     };
-    // SAFETY: `super::softmax_centering` checked logits [rows, cols], temp [1] and centre [cols] and made a [cols]; sums
+    // SAFETY: `super::softmax_centering` checked logits [rows, cols], temp [1], centre [cols] and count [1] and made a [cols]; sums
     // and part have the extents that struct SoftmaxCenteringFwd states.
     unsafe { device.launch(OP, "softmax_centering_fwd", logits.dtype(), t.grid(), &args)? };
-    let args = RowFactors { sums: sums.ptr(), l: out.rows.ptr_mut(OP)?, rows: t.rows, tiles: t.tiles };
-    // SAFETY: the launch before filled the sums; l is [rows].
+    let args = RowFactors { sums: sums.ptr(), l: out.rows.ptr_mut(OP)?, count, rows: t.rows, tiles: t.tiles };
+    // SAFETY: the launch before filled the sums of the rows that count; l is [rows].
     unsafe { device.launch(OP, "softmax_centering_rows", DType::F32, t.row_warps(), &args)? };
     let args = MeanArgs {
         part: part.ptr(),
         centre: centre.ptr(),
         mean: out.mean.ptr_mut(OP)?,
+        count,
         parts: t.parts,
         cols: t.cols,
         rows: t.rows,

@@ -14,11 +14,11 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use case::{case, cases};
+pub use case::{case, cases, counted_case};
 
 use crate::ops::ema::{self, ema};
 use crate::ops::multi_tensor::Workspace;
-use crate::ops::teacher::{Across, Reduce, Teacher, check};
+use crate::ops::teacher::{Across, Reduce, Teacher, check, check_count};
 use crate::ops::{on, shaped, typed};
 use crate::{DType, Device, Error, Param, Result, Tensor};
 
@@ -28,14 +28,21 @@ const OP: &str = "softmax_centering";
 pub const MOMENTUM: f64 = 0.9;
 
 /// Teacher probabilities of `logits: [rows, K]` with the centre `centre: [K]` at temperature `temp: [1]`, and the mean
-/// `[K]` of the logits over the rows; of no rows it is the centre, which then stays where it is.
+/// `[K]` of the logits over the rows; of no rows it is the centre, which then stays where it is. The batch is the first
+/// `count` rows, see [`Teacher`], all without.
 ///
 /// dtypes of `logits`: f32, bf16, f16 (f64 on the CPU), all else f32. No gradient. Deterministic.
 ///
 /// # Errors
-/// When shapes or dtypes do not fit or there is no prototype.
-pub fn softmax_centering(logits: &Tensor, temp: &Tensor, centre: &Tensor) -> Result<(Teacher, Tensor)> {
+/// When shapes or dtypes do not fit, there is no prototype, or host memory holds a count of more rows than there are.
+pub fn softmax_centering(
+    logits: &Tensor,
+    temp: &Tensor,
+    centre: &Tensor,
+    count: Option<&Tensor>,
+) -> Result<(Teacher, Tensor)> {
     let [rows, cols] = check(OP, logits, temp)?;
+    check_count(OP, count, rows, logits)?;
     let (acc, device) = (logits.dtype().accumulate(), logits.device());
     shaped(OP, "centre", centre, &[cols])?;
     typed(OP, "centre", centre, acc)?;
@@ -46,8 +53,8 @@ pub fn softmax_centering(logits: &Tensor, temp: &Tensor, centre: &Tensor) -> Res
         mean: Tensor::uninit([cols], acc, device)?,
     };
     match device {
-        Device::Cpu => reference::forward(logits, temp, centre, &mut out)?,
-        _ => launch::forward(logits, temp, centre, &mut out)?,
+        Device::Cpu => reference::forward(logits, temp, centre, count, &mut out)?,
+        _ => launch::forward(logits, temp, centre, count, &mut out)?,
     }
     Ok((Teacher::new(logits.clone(), temp.clone(), out.prototypes, out.rows)?, out.mean))
 }
@@ -105,9 +112,15 @@ impl Centering {
     /// [`update`](Self::update), then [`softmax_centering`] with the centre. The logits' mean waits
     /// for the next step, averaged over processes by `across` with [`Reduce::Mean`] if there are any: each process
     /// counts as much as the next, whatever its rows.
-    pub fn teacher(&mut self, logits: &Tensor, temp: &Tensor, across: Option<&mut Across<'_>>) -> Result<Teacher> {
+    pub fn teacher(
+        &mut self,
+        logits: &Tensor,
+        temp: &Tensor,
+        count: Option<&Tensor>,
+        across: Option<&mut Across<'_>>,
+    ) -> Result<Teacher> {
         self.update()?;
-        let (teacher, mut mean) = softmax_centering(logits, temp, &self.center.master)?;
+        let (teacher, mut mean) = softmax_centering(logits, temp, &self.center.master, count)?;
         if let Some(across) = across {
             across(Reduce::Mean, &mut mean)?;
         }

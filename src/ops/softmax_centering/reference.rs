@@ -2,18 +2,26 @@
 
 use super::{OP, Outputs};
 use crate::dtype::{Float, num_like::Ops};
-use crate::ops::teacher::{over_rows, row_factors};
+use crate::ops::teacher::{counted, over_rows, row_factors};
 use crate::{Result, Tensor, with_float};
 
-pub(super) fn forward(logits: &Tensor, temp: &Tensor, centre: &Tensor, out: &mut Outputs) -> Result<()> {
+pub(super) fn forward(
+    logits: &Tensor,
+    temp: &Tensor,
+    centre: &Tensor,
+    count: Option<&Tensor>,
+    out: &mut Outputs,
+) -> Result<()> {
+    let rows = counted(count, out.rows.numel())?;
     with_float!(OP, "logits", logits.dtype(), T => {
         type A = <T as Float>::Acc;
-        let (t, c, rows) = (temp.as_slice::<A>()?[0], centre.as_slice::<A>()?, out.rows.numel());
+        let (t, c) = (temp.as_slice::<A>()?[0], centre.as_slice::<A>()?);
         for (a, &c) in out.prototypes.as_mut_slice::<A>()?.iter_mut().zip(c) {
             *a = -c / t;
         }
         let mean = out.mean.as_mut_slice::<A>()?;
-        over_rows(logits.as_slice::<T>()?, mean, A::ZERO, #[inline(always)] |sum, z, _, _| {
+        let batch = &logits.as_slice::<T>()?[..rows * c.len()];
+        over_rows(batch, mean, A::ZERO, #[inline(always)] |sum, z, _, _| {
             for (sum, z) in sum.iter_mut().zip(z) {
                 *sum += z.get();
             }
@@ -23,5 +31,5 @@ pub(super) fn forward(logits: &Tensor, temp: &Tensor, centre: &Tensor, out: &mut
         }
         Ok(())
     })?;
-    row_factors(OP, logits, temp, &out.prototypes, &mut out.rows)
+    row_factors(OP, logits, temp, &out.prototypes, &mut out.rows, rows)
 }

@@ -104,7 +104,8 @@ impl Ffn {
 #[derive(Clone, Debug)]
 pub struct Kept {
     map: RowMap,
-    seqs: Sequences,
+    /// Tokens of the longest of them.
+    max: usize,
     /// `[kept]` f32.
     scale: Tensor,
 }
@@ -137,13 +138,12 @@ impl Kept {
             max = max.max((cu_seqlens[k + 1] - cu_seqlens[k]) as usize);
         }
         let map = RowMap::subset(cu_seqlens, &all, device)?;
-        let seqs = Sequences { cu_seqlens: map.cu_seqlens().clone(), max };
-        Ok(Self { map, seqs, scale: Tensor::from_slice(&scale, [scale.len()], device)? })
+        Ok(Self { map, max, scale: Tensor::from_slice(&scale, [scale.len()], device)? })
     }
 
     /// Everything of it that lies on the device, in a fixed order.
     pub fn tensors(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        self.map.tensors().chain([&mut self.seqs.cu_seqlens, &mut self.scale])
+        self.map.tensors().chain([&mut self.scale])
     }
 
     /// Sequences of a list that are kept at `rate`: `max(trunc(count · (1 - rate)), 1)`, as upstream counts.
@@ -230,9 +230,11 @@ fn branch(
     let gamma = tape.param(gamma);
     match kept {
         None => layer_scale(tape, x, &f(x, seqs)?, Some(&gamma), None),
-        Some(Kept { map, seqs, scale }) => {
+        Some(Kept { map, max, scale }) => {
             let rows = map.ids().map_or_else(|| Ok(x.clone()), |ids| gather_rows(tape, x, ids))?;
-            layer_scale(tape, x, &f(&rows, seqs)?, Some(&gamma), Some((map, scale)))
+            // Not kept by `Kept`: what the next batch is copied over has one owner.
+            let seqs = Sequences { cu_seqlens: map.cu_seqlens().clone(), max: *max };
+            layer_scale(tape, x, &f(&rows, &seqs)?, Some(&gamma), Some((map, scale)))
         }
     }
 }

@@ -116,6 +116,9 @@ pub struct Masks {
     pub teacher_rows: Option<Tensor>,
     /// `[R]` f32.
     pub weights: Tensor,
+    /// `[1]` i32: the hidden patches are the first so many of the `R`; all without. The others have weight 0 and change
+    /// nothing: they make `R` the same for all batches.
+    pub count: Option<Tensor>,
 }
 
 /// What a step is looked at by.
@@ -232,15 +235,15 @@ impl Ssl {
         self.average.as_ref().unwrap_or(&self.teacher)
     }
 
-    /// Targets from the logits of class tokens (`of` 0) or patches (1).
-    fn targets(&mut self, of: usize, logits: &Tensor, temp: &Tensor) -> Result<Teacher> {
+    /// Targets from the logits of class tokens (`of` 0) or patches (1), of which the first `count` are the batch.
+    fn targets(&mut self, of: usize, logits: &Tensor, temp: &Tensor, count: Option<&Tensor>) -> Result<Teacher> {
         match (self.settings.targets, &mut self.centers) {
-            (Targets::Centering, Some(centers)) => centers[of].teacher(logits, temp, None),
-            (Targets::Sinkhorn, _) => sinkhorn_knopp(logits, temp, ITERATIONS),
+            (Targets::Centering, Some(centers)) => centers[of].teacher(logits, temp, count, None),
+            (Targets::Sinkhorn, _) => sinkhorn_knopp(logits, temp, ITERATIONS, count),
             _ => {
                 let cols = logits.shape()[1];
                 let centre = Tensor::zeros([cols], logits.dtype().accumulate(), logits.device())?;
-                Ok(softmax_centering(logits, temp, &centre)?.0)
+                Ok(softmax_centering(logits, temp, &centre, count)?.0)
             }
         }
     }
@@ -281,8 +284,9 @@ impl Ssl {
         let theirs = views.masks.as_ref().map(|m| m.teacher_rows.as_ref().unwrap_or(&m.rows));
         let patch_logits = theirs.map(|rows| logits(teacher.patch_head(), rows)).transpose()?;
         drop(tokens);
-        let classes = self.targets(0, &class_logits, &views.teacher_temp)?;
-        let patches = patch_logits.map(|z| self.targets(1, &z, &views.teacher_temp)).transpose()?;
+        let classes = self.targets(0, &class_logits, &views.teacher_temp, None)?;
+        let count = views.masks.as_ref().and_then(|m| m.count.as_ref());
+        let patches = patch_logits.map(|z| self.targets(1, &z, &views.teacher_temp, count)).transpose()?;
 
         // Student: hidden patches, all crops in one packed batch.
         let local = views.local.clone().map(Var::constant);

@@ -39,8 +39,8 @@ impl Inputs for PretrainInputs {
         let Views { global, local, masks, teacher_temp, drops } = &mut self.views;
         let mut all = vec![global, teacher_temp];
         all.extend(local.as_mut());
-        if let Some(Masks { hidden, rows, teacher_rows, weights }) = masks {
-            all.extend(hidden.as_mut().into_iter().chain(teacher_rows));
+        if let Some(Masks { hidden, rows, teacher_rows, weights, count }) = masks {
+            all.extend(hidden.as_mut().into_iter().chain(teacher_rows).chain(count));
             all.extend([rows, weights]);
         }
         for Drops { attn, ffn } in drops {
@@ -92,6 +92,9 @@ impl Pretrain {
     }
 
     /// Predicted patches: those hidden by blocks; in distillation all of them, none hidden.
+    ///
+    /// How many are hidden changes from batch to batch. Where steps are recorded, their lists are filled up to what the batch
+    /// size allows at most; where they are not, nothing is computed in vain.
     fn masks(&self, epoch: u64, step_in_epoch: u64, shapes: &[[usize; 3]], device: &Device) -> Result<Option<Masks>> {
         if self.config.ibot_weight == 0.0 {
             return Ok(None);
@@ -105,21 +108,27 @@ impl Pretrain {
         };
         let others = student.backbone.sizes.registers != teacher.backbone.sizes.registers;
         let theirs = others.then(|| teacher.backbone.layout(&shapes[..1])).transpose()?;
-        let masks = |hidden: Option<Tensor>, at: &[usize], weights: Tensor| {
+        let masks = |hidden: Option<Tensor>, at: &[usize], weights: Tensor, count: Option<Tensor>| {
             let teacher_rows = theirs.as_ref().map(|layout| among(layout, at)).transpose()?;
-            Ok(Some(Masks { hidden, rows: among(&layout, at)?, teacher_rows, weights }))
+            Ok(Some(Masks { hidden, rows: among(&layout, at)?, teacher_rows, weights, count }))
         };
         if !self.config.masks() {
             let all: Vec<usize> = (0..crops * len).collect();
-            return masks(None, &all, Tensor::full([crops * len], 1.0 / len as f32, device)?);
+            return masks(None, &all, Tensor::full([crops * len], 1.0 / len as f32, device)?, None);
         }
         let mut rng = Stream::new(self.config.seed, Purpose::BLOCKS, epoch, step_in_epoch);
         let Config { mask_probability, mask_min, mask_max, .. } = self.config;
         let drawn = self.config.masking()?.batch(crops, mask_probability, (mask_min, mask_max), &mut rng)?;
         let hidden: Vec<i32> = drawn.masks.iter().map(|&m| i32::from(m)).collect();
-        let at: Vec<usize> = drawn.mask_indices.iter().map(|&i| i as usize).collect();
-        let weights = Tensor::from_slice(&drawn.masks_weight, [drawn.masks_weight.len()], device)?;
-        masks(Some(Tensor::from_slice(&hidden, [crops, len], device)?), &at, weights)
+        let mut at: Vec<usize> = drawn.mask_indices.iter().map(|&i| i as usize).collect();
+        let (mut weights, mut count) = (drawn.masks_weight.clone(), None);
+        if device.records() {
+            count = Some(Tensor::full([1], at.len() as i32, device)?);
+            at.extend(drawn.padding().map(|i| i as usize));
+            weights.resize(at.len(), 0.0);
+        }
+        let weights = Tensor::from_slice(&weights, [weights.len()], device)?;
+        masks(Some(Tensor::from_slice(&hidden, [crops, len], device)?), &at, weights, count)
     }
 }
 
@@ -178,7 +187,10 @@ impl Task for Pretrain {
     fn micro_step(&mut self, inputs: &PretrainInputs, scale: f64, grads: &mut Grads) -> Result<recipes::Found> {
         self.last = None; // its memory is free for this step
         let tape = Tape::new();
-        let (loss, found) = self.model.loss(&tape, &inputs.views, Some(&self.norm), false)?;
+        let (loss, mut found) = self.model.loss(&tape, &inputs.views, Some(&self.norm), false)?;
+        // Inputs have one owner: the next batch is copied over them.
+        found.classes.temp = found.classes.temp.deep_clone()?;
+        found.patches = None; // nobody looks at their logits
         tape.backward_scaled(&loss, scale, grads)?;
         self.last = Some(found);
         Ok(loss.value().clone().into())
