@@ -313,9 +313,9 @@ fn write_frame(out: &Path, frame: &Path, image: &Image, masks: &[(i64, &BinaryMa
 pub struct EvalFlags {
     /// Weights: official .pt, safetensors, a Hugging Face folder or a run of `pretrain sam2`
     model: PathBuf,
-    /// Folder with frames and masks of videos: DAVIS, MOSE, SA-V, or `data synth --video`
+    /// Folder of videos with masks: DAVIS, MOSE, SA-V (frames extracted), or `data synth --video`; the layout is seen
     data: PathBuf,
-    /// Let objects overlap: for data with a picture for each object
+    /// Let objects overlap: for data with a mask for each object, as all of SA-V
     #[arg(long)]
     overlap: bool,
     /// Image side of the model in pixels [default: the weights']
