@@ -161,4 +161,15 @@ impl Source for Clips {
         let (frames, seen) = self.draw(video, &masks, rng)?;
         Ok(Arc::new(self.stacked(video, &masks, &frames, &seen)?))
     }
+
+    /// The first frame of the clip that is drawn.
+    fn sample_name(&self, index: usize, rng: &mut Stream) -> PathBuf {
+        let video = &self.videos.videos[index];
+        let mut first = || {
+            let masks = self.masks(video).ok()?;
+            let (frames, _) = self.draw(video, &masks, rng).ok()?;
+            Some(video.frames[frames[0]].clone())
+        };
+        first().unwrap_or_else(|| home(video))
+    }
 }

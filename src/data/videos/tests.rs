@@ -61,6 +61,13 @@ fn clips_depend_on_the_stream_alone() {
     let first: Vec<u8> = clip.data[3 * 3 * 24 * 24..][..3 * 24 * 24].to_vec();
     assert!(first.iter().step_by(3).any(|&bits| bits & 1 != 0), "the first object is seen in the first frame");
     let videos = Videos::open(dir.path().join("clips/train"), true).unwrap();
+    // The name of a clip is the frame that it begins with.
+    let one = Clips::new(videos.clone(), 1, 2, 0.0).unwrap();
+    for index in 0..9 {
+        let stream = || Stream::new(3, Purpose::CLIP, 0, index);
+        let first = decode::open(one.sample_name(1, &mut stream())).unwrap();
+        assert_eq!(first.data, one.sample(1, &mut stream()).unwrap().data[..3 * 24 * 24]);
+    }
     assert!(Clips::new(videos.clone(), 7, 2, 0.5).unwrap_err().to_string().contains("at most 6 frames with masks"));
     assert!(Clips::new(videos, 2, MAX_OBJECTS + 1, 0.5).is_err());
 }
