@@ -74,7 +74,7 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     if outcome == Outcome::Finished {
         let weights = task.weights()?;
         checkpoint::safetensors::write(run.path().join("upstream.safetensors"), &weights)?;
-        checkpoint::safetensors::write(run.path().join("model.safetensors"), &checkpoint::sam2::to_hf(&weights)?)?;
+        load::save(run.path(), &task.model)?;
     }
     Ok((outcome, task))
 }
