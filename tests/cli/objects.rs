@@ -62,6 +62,17 @@ fn from_clips_to_masks_of_objects() {
     let mut command = ocellus(&["segment", "image", &run, &first, "--out", &found]);
     command.args(flags);
     names(&succeed(command).0, &["masks in"]);
+    // Where none is kept, it says which limit is in the way and what the best candidate has.
+    for (iou, stability, parts) in [
+        ("2", "0.95", ["none of 27 candidates has a predicted IoU above 2 (--iou): the best has 0.", "lower --iou"]),
+        ("0", "1.5", ["27 of 27 candidates have", "none of them a stability of 1.5 (--stability): the best has"]),
+    ] {
+        let mut command = ocellus(&["segment", "image", &run, &first, "--out", &found, "--everything"]);
+        command.args(["--points-per-side", "3", "--iou", iou, "--stability", stability]);
+        let (out, _) = succeed(command);
+        names(&out, &["0 masks in"]);
+        names(&out, &parts);
+    }
 
     let predictions = place.text("predictions");
     let (out, _) = succeed(ocellus(&["eval", "video", &run, &val, "--predictions", &predictions]));
