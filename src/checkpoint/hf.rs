@@ -207,7 +207,11 @@ pub(super) fn write(folder: &Path, config: &impl Serialize, mut weights: StateDi
     weights.metadata.insert("format".into(), "pt".into()); // transformers insists on it
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     safetensors::write(folder.join("model.safetensors"), &weights)?;
-    let path = folder.join("config.json");
-    let text = serde_json::to_string_pretty(config).map_err(|e| Error::checkpoint(&path, e.to_string()))?;
-    atomic::write(&path, |w| writeln!(w, "{text}"))
+    write_json(&folder.join("config.json"), config)
+}
+
+/// Writes a file of settings.
+pub(super) fn write_json(path: &Path, settings: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(settings).map_err(|e| Error::checkpoint(path, e.to_string()))?;
+    atomic::write(path, |w| writeln!(w, "{text}"))
 }

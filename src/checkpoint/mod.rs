@@ -10,6 +10,7 @@
 //! | [`npz`] archives of NumPy, as big_vision writes them | yes | no |
 //! | Hugging Face ViTMAE folders ([`hf`]: `config.json` and weights) | yes | yes |
 //! | Hugging Face SigLIP folders ([`siglip`]) | yes | yes |
+//! | Hugging Face SAM-2 folders ([`sam2`]) | yes | yes |
 //! | the state of a training run ([`run_state`]) | yes | yes |
 //!
 //! Names of MAE are those of its upstream repository; [`names`] translates the spellings of Hugging Face. Those of SigLIP

@@ -8,7 +8,8 @@ use ocellus::data::rle::Rle;
 use ocellus::data::videos::{Videos, frames};
 use ocellus::data::{Image, augment::Normalise, decode};
 use ocellus::eval::video_objects::{evaluate, masks_of, mean, model_frame, model_mask};
-use ocellus::recipes::sam2::everything::Everything;
+use ocellus::recipes::sam2::amg::Quality;
+use ocellus::recipes::sam2::everything::{Everything, Tried};
 use ocellus::recipes::sam2::image::{ImagePredictor, ImagePrompt};
 use ocellus::recipes::sam2::picture::overlay;
 use ocellus::recipes::sam2::regions::Repair;
@@ -82,10 +83,10 @@ pub struct ImageFlags {
     /// Points on a side of the grid that everything is looked for with
     #[arg(long, default_value_t = 32, requires = "everything", value_parser = clap::value_parser!(u16).range(1..=512))]
     points_per_side: u16,
-    /// Predicted IoU that a mask of everything must exceed
+    /// Predicted IoU that a mask of everything must exceed: lower it for a model that thinks little of its masks
     #[arg(long, default_value_t = 0.8, requires = "everything")]
     iou: f32,
-    /// Least stability of a mask of everything
+    /// Least stability of a mask of everything: what a lower limit of its logits (+1) keeps of what a higher one (-1) gives
     #[arg(long, default_value_t = 0.95, requires = "everything")]
     stability: f64,
     /// Image side of the model in pixels [default: the weights']
@@ -139,20 +140,20 @@ pub fn image(flags: &ImageFlags, machine: &Machine) -> Result<()> {
     let device = machine.device()?;
     let dtype = machine.dtype(&device)?;
     let model = load::model(&flags.model, &device, dtype, flags.image_size, load::Use::Images)?;
-    let mut found: Vec<(BinaryMask, Line)> = Vec::new();
+    let (mut found, mut nothing): (Vec<(BinaryMask, Line)>, _) = (Vec::new(), None);
     if flags.everything {
         let usual = Everything::default();
-        let quality = ocellus::recipes::sam2::amg::Quality {
-            predicted_iou: flags.iou,
-            stability: flags.stability,
-            ..usual.quality
-        };
+        let quality = Quality { predicted_iou: flags.iou, stability: flags.stability, ..usual.quality };
         let side = usize::from(flags.points_per_side);
         let settings = Everything { points_per_side: side, quality, ..usual };
         let batch = settings.points_per_batch;
         let steps = (side * side).div_ceil(batch) as u64;
         let mut progress = Progress::new("everything", steps, 0, batch as f64, "points");
-        for one in settings.find(&model, &image, &mut |_, _| progress.step(""))? {
+        let (all, tried) = settings.find(&model, &image, &mut |_, _| progress.step(""))?;
+        if all.is_empty() {
+            nothing = Some(what_to_lower(&tried, &quality));
+        }
+        for one in all {
             let line = Line::new(&one.mask, one.iou, Some(one.stability));
             found.push((one.mask, line));
         }
@@ -184,7 +185,28 @@ pub fn image(flags: &ImageFlags, machine: &Machine) -> Result<()> {
     let file = flags.out.join("masks.json");
     std::fs::write(&file, text).map_err(Error::io(&file))?;
     say!("{} masks in {}; picture: {}", found.len(), file.display(), flags.out.join("overlay.png").display());
+    if let Some(nothing) = nothing {
+        say!("{nothing}");
+    }
     Ok(())
+}
+
+/// Why no candidate was kept, and which flag keeps more.
+fn what_to_lower(tried: &Tried, quality: &Quality) -> String {
+    let Tried { candidates, good, .. } = tried;
+    match (tried.iou, tried.stability) {
+        (best, _) if *good == 0 => format!(
+            "none of {candidates} candidates has a predicted IoU above {} (--iou): the best has {}; lower --iou to below that",
+            quality.predicted_iou,
+            best.map_or("no number".into(), |best| format!("{best:.4}"))
+        ),
+        (_, Some(best)) if tried.stable == 0 => format!(
+            "{good} of {candidates} candidates have a predicted IoU above {} (--iou), but none of them a stability of {} (--stability): \
+             the best has {best:.4}; lower --stability to that",
+            quality.predicted_iou, quality.stability
+        ),
+        _ => format!("the {good} of {candidates} candidates above --iou {} have no pixel", quality.predicted_iou),
+    }
 }
 
 /// Flags of `segment video`.
@@ -313,9 +335,9 @@ fn write_frame(out: &Path, frame: &Path, image: &Image, masks: &[(i64, &BinaryMa
 pub struct EvalFlags {
     /// Weights: official .pt, safetensors, a Hugging Face folder or a run of `pretrain sam2`
     model: PathBuf,
-    /// Folder with frames and masks of videos: DAVIS, MOSE, SA-V, or `data synth --video`
+    /// Folder of videos with masks: DAVIS, MOSE, SA-V (frames extracted), or `data synth --video`; the layout is seen
     data: PathBuf,
-    /// Let objects overlap: for data with a picture for each object
+    /// Let objects overlap: for data with a mask for each object, as all of SA-V
     #[arg(long)]
     overlap: bool,
     /// Image side of the model in pixels [default: the weights']

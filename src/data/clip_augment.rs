@@ -6,6 +6,7 @@
 use super::affine;
 use super::colour;
 use super::image::{Image, Rect};
+use super::object_bits;
 use super::planes::antialiased;
 use super::resize::{Filter, resize};
 use super::rng::Stream;
@@ -58,12 +59,14 @@ impl ClipAugment {
         self.side * self.side * self.frames * (3 + self.objects)
     }
 
-    /// Changes a clip that comes as one picture: frames below each other, then pictures whose bits are objects.
+    /// Changes a clip that comes as one picture: frames below each other, then pictures whose bits are objects
+    /// ([`object_bits`]).
     ///
     /// # Errors
     /// When the picture is not that of so many frames, or its first frame shows no object at the size of the result.
     pub fn apply(&self, clip: &Image, rng: &mut Stream) -> Result<Vec<u8>> {
-        let pieces = 2 * self.frames;
+        let of_frame = object_bits::pictures(self.objects);
+        let pieces = (1 + of_frame) * self.frames;
         if pieces == 0 || !clip.height.is_multiple_of(pieces) {
             let expected = format!("a multiple of {pieces}: {} frames and their masks", self.frames);
             return Err(Error::value("clip", "height", clip.height, expected));
@@ -80,7 +83,7 @@ impl ClipAugment {
             images.iter().map(|image| resize(image, image.rect(), self.side, self.side, filter)).collect()
         };
         let mut frames = square(frames, Filter::Bilinear)?;
-        let masks = masks.iter().map(|mask| self.planes(mask)).collect::<Result<Vec<_>>>()?;
+        let masks = masks.chunks(of_frame.max(1)).map(|masks| self.planes(masks)).collect::<Result<Vec<_>>>()?;
         if masks.first().is_none_or(|first| first.iter().all(|plane| !plane.contains(&1))) {
             let expected = format!("one that is still seen at {} x {} pixels", self.side, self.side);
             return Err(Error::value("clip", "objects of the first frame", "none", expected));
@@ -103,11 +106,12 @@ impl ClipAugment {
         Ok(out)
     }
 
-    /// A picture of bits as a plane of zeros and ones for each object, at the size of the result: at least half inside.
-    fn planes(&self, bits: &Image) -> Result<Vec<Vec<u8>>> {
-        let old = [bits.height, bits.width];
+    /// The pictures of bits of a frame as a plane of zeros and ones for each object, at the size of the result: at least half inside.
+    fn planes(&self, bits: &[Image]) -> Result<Vec<Vec<u8>>> {
+        let old = bits.first().map_or([0; 2], |bits| [bits.height, bits.width]);
+        let bits: Vec<&[u8]> = bits.iter().map(|bits| bits.data.as_slice()).collect();
         let plane = |object: usize| {
-            let values: Vec<f32> = bits.data.iter().step_by(3).map(|b| f32::from(b >> object & 1)).collect();
+            let Some(values) = object_bits::plane(&bits, object) else { return Ok(vec![0; self.side * self.side]) };
             let resized = antialiased(&values, old, [self.side; 2], Filter::Bilinear)?;
             Ok(resized.into_iter().map(|v| u8::from(v >= 0.5)).collect())
         };
@@ -121,11 +125,13 @@ impl ClipAugment {
         if angle == 0.0 && shear == 0.0 {
             return;
         }
-        let bits = |image: &Image| image.data.iter().step_by(3).fold(0, |all, bits| all | bits);
-        let Some(first) = masks.first() else { return };
+        let of_frame = object_bits::pictures(self.objects).min(masks.len());
         // A picture of bits cannot be interpolated: each pixel is taken whole.
         let turned: Vec<Image> = masks.iter().map(|mask| affine::turn(mask, angle, shear, None, [0; 3])).collect();
-        if turned.first().map(bits) != Some(bits(first)) {
+        let present = |all: &[Image]| -> Vec<[u8; 3]> {
+            all[..of_frame].iter().map(|image| object_bits::present(&image.data)).collect()
+        };
+        if present(&turned) != present(masks) {
             return;
         }
         masks.clone_from_slice(&turned);
@@ -155,7 +161,7 @@ mod tests {
         for _ in 0..frames {
             data.extend(
                 (0..side * side)
-                    .flat_map(|t| [u8::from(inside(t, side)) | u8::from(t % side < 3 && t / side < 3) << 1; 3]),
+                    .flat_map(|t| [u8::from(inside(t, side)) | u8::from(t % side < 3 && t / side < 3) << 1, 0, 0]),
             );
         }
         Image { width: side, height: 2 * frames * side, data }

@@ -42,6 +42,11 @@ pub trait Source: Send + Sync {
         self.load(index)
     }
 
+    /// How messages call what [`sample`](Self::sample) takes with these numbers, where that cannot be used: its file.
+    fn sample_name(&self, index: usize, _rng: &mut Stream) -> PathBuf {
+        self.name(index)
+    }
+
     /// Captions of a sample; none in a data set without.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ pub mod loader;
 pub mod masks;
 pub mod mixup;
 pub mod multi_crop;
+pub mod object_bits;
 pub mod pairs;
 pub mod planes;
 pub mod planted;

@@ -62,7 +62,8 @@ impl Start {
     /// When one cannot be read, or the first shows no object.
     pub fn new(video: &Video, frames: &[usize]) -> Result<Self> {
         let first = *frames.first().ok_or_else(|| Error::value("video", "frames", 0, "at least one"))?;
-        let masks: Vec<BinaryMask> = video.objects(first)?.into_values().filter(|mask| mask.area() > 0).collect();
+        let masks: Vec<BinaryMask> =
+            video.masks()?.objects(first)?.into_values().filter(|mask| mask.area() > 0).collect();
         if masks.is_empty() {
             let cause = "no object in the first frame with masks".to_string();
             return Err(Error::Dataset { path: video.frames[first].clone(), cause });
@@ -113,10 +114,11 @@ pub type Seen<'a> = &'a mut dyn FnMut(usize, &Image, &BTreeMap<i64, BinaryMask>)
 /// # Errors
 /// When a frame or mask cannot be read.
 pub fn evaluate(model: &Sam2, video: &Video, options: VideoOptions, seen: Seen) -> Result<VideoScores> {
-    let annotated: Vec<usize> = video.annotated().collect();
+    let given = video.masks()?;
+    let annotated = given.annotated();
     let mut firsts: BTreeMap<u16, usize> = BTreeMap::new();
-    for &at in &annotated {
-        for (id, _) in video.objects(at)?.into_iter().filter(|(_, mask)| mask.area() > 0) {
+    for &at in annotated {
+        for id in given.seen(at)? {
             firsts.entry(id).or_insert(at);
         }
     }
@@ -133,7 +135,7 @@ pub fn evaluate(model: &Sam2, video: &Video, options: VideoOptions, seen: Seen) 
     // The first and the last frame with masks do not count.
     let counts = annotated.get(1..annotated.len().saturating_sub(1)).unwrap_or(&[]);
     for at in 0..video.frames.len() {
-        let truth = video.objects(at)?;
+        let truth = given.objects(at)?;
         let mut masks = BTreeMap::new();
         if at >= start {
             let begun = std::time::Instant::now();

@@ -33,7 +33,7 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     if !resume {
         RunDir::require_free(&config.out)?;
     }
-    let videos = Videos::open(&config.data, true)?;
+    let videos = Videos::open(&config.data, config.strict)?;
     let samples = samples(&videos);
     let data = Arc::new(Clips::new(videos, config.frames, config.max_objects, config.reverse)?);
     if let Some(val) = &config.val {
@@ -74,7 +74,7 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
     if outcome == Outcome::Finished {
         let weights = task.weights()?;
         checkpoint::safetensors::write(run.path().join("upstream.safetensors"), &weights)?;
-        checkpoint::safetensors::write(run.path().join("model.safetensors"), &checkpoint::sam2::to_hf(&weights)?)?;
+        load::save(run.path(), &task.model)?;
     }
     Ok((outcome, task))
 }
@@ -82,7 +82,7 @@ pub fn pretrain(config: &Config, device: &Device, dtype: DType, resume: bool) ->
 /// Frames of the first video that can be read and shows an object in its first frame; none where there is no such.
 fn samples(videos: &Videos) -> Option<Start> {
     videos.videos.iter().find_map(|video| {
-        let frames: Vec<usize> = video.annotated().take(PICTURES).collect();
+        let frames: Vec<usize> = video.masks().ok()?.annotated().iter().copied().take(PICTURES).collect();
         Start::new(video, &frames).ok()
     })
 }

@@ -309,7 +309,8 @@ pub fn amg_postprocess(g: &Golden, _: &Device, report: &mut Report) -> Outcome {
     );
 
     let predicted = g.floats("input.iou_preds");
-    let passes: Vec<bool> = planes.iter().zip(&predicted).map(|(plane, iou)| quality.passes(plane, *iou)).collect();
+    let passes = |plane: &[f32], iou: f32| quality.good(iou) && quality.stable(quality.stability_of(plane));
+    let passes: Vec<bool> = planes.iter().zip(&predicted).map(|(plane, iou)| passes(plane, *iou)).collect();
     let kept: Vec<usize> = (0..planes.len()).filter(|i| passes[*i]).collect();
     let numbers = |all: &[usize]| all.iter().map(|i| *i as f64).collect::<Vec<f64>>();
     let flags = passes.iter().map(|p| f64::from(u8::from(*p))).collect();

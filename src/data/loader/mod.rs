@@ -435,7 +435,12 @@ impl<T: Copy> Shared<T> {
         let made = catch_unwind(AssertUnwindSafe(|| {
             let captions = self.source.captions(index)?;
             let image = self.source.sample(index, &mut stream(Purpose::CLIP))?;
-            let values = (self.transform)(&image, &mut stream(Purpose::AUGMENT))?;
+            // A transform sees pixels only: what it refuses gets its name here.
+            let named = |error: Error| Error::Dataset {
+                path: self.source.sample_name(index, &mut stream(Purpose::CLIP)),
+                cause: error.to_string(),
+            };
+            let values = (self.transform)(&image, &mut stream(Purpose::AUGMENT)).map_err(named)?;
             let caption = if self.options.shuffle {
                 stream(Purpose::CAPTION).pick(&captions).cloned()
             } else {

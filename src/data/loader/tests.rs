@@ -159,6 +159,22 @@ fn faults_of_the_transform_end_the_loader() {
 }
 
 #[test]
+fn what_a_transform_refuses_is_named_and_replaced() {
+    let refuses = |image: &Image, _: &mut Stream| match image.data[0] {
+        3 => Err(Error::value("probe", "image", 3, "another")),
+        value => Ok(vec![value]),
+    };
+    let once = Options { epochs: Some(1), ..options(2) };
+    let mut loader = Loader::new(numbered(8, &[]), refuses, once.clone()).unwrap();
+    assert!(loader.by_ref().all(|batch| batch.is_ok_and(|batch| !batch.images.contains(&3))));
+    let [(file, cause)] = &loader.failures()[..] else { panic!("{:?}", loader.failures()) };
+    assert!(file.ends_with("3.png") && cause.contains("3.png: probe: `image` has value 3"), "{cause}");
+    let strict = Options { unreadable: Unreadable::Fail, ..once };
+    let error = Loader::new(numbered(8, &[]), refuses, strict).unwrap().find_map(Result::err).unwrap();
+    assert!(error.to_string().contains("3.png"), "{error}");
+}
+
+#[test]
 fn unusable_options_say_the_numbers() {
     let text = |len, options| match Loader::new(numbered(len, &[]), probe, options) {
         Err(error) => error.to_string(),

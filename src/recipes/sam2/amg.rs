@@ -177,17 +177,17 @@ impl Default for Quality {
 }
 
 impl Quality {
-    /// Whether a mask of these logits passes.
-    pub fn passes(&self, logits: &[f32], predicted_iou: f32) -> bool {
-        self.good(predicted_iou) && self.stable(stability(logits, self.threshold, self.offset))
-    }
-
     /// Whether a mask is good enough by its predicted IoU.
     pub fn good(&self, predicted_iou: f32) -> bool {
         self.predicted_iou <= 0.0 || predicted_iou > self.predicted_iou
     }
 
-    /// Whether it is by its [stability].
+    /// The [stability] of a mask of these logits.
+    pub fn stability_of(&self, logits: &[f32]) -> f64 {
+        stability(logits, self.threshold, self.offset)
+    }
+
+    /// Whether a mask is good enough by its stability.
     pub fn stable(&self, stability: f64) -> bool {
         self.stability <= 0.0 || stability >= self.stability
     }
@@ -261,9 +261,11 @@ mod tests {
     fn stability_compares_two_thresholds() {
         assert_eq!(stability(&[2.0, 1.0, 0.0, -0.5, -1.0], 0.0, 1.0), 0.25);
         let quality = Quality { stability: 0.25, ..Quality::default() };
-        assert!(quality.passes(&[2.0, 1.0, 0.0, -0.5, -1.0], 0.81) && !quality.passes(&[2.0, 1.0, 0.0, 0.0], 0.8));
-        assert!(!quality.passes(&[-3.0], 0.9) && stability(&[-3.0], 0.0, 1.0).is_nan());
-        assert!(Quality { stability: 0.0, ..quality }.passes(&[-3.0], 0.9));
+        assert_eq!(quality.stability_of(&[2.0, 1.0, 0.0, 0.0]), 0.25);
+        assert!(quality.good(0.81) && !quality.good(0.8) && !quality.good(f32::NAN));
+        assert!(quality.stable(0.25) && !quality.stable(0.24));
+        assert!(!quality.stable(quality.stability_of(&[-3.0])) && stability(&[-3.0], 0.0, 1.0).is_nan());
+        assert!(Quality { stability: 0.0, ..quality }.stable(f64::NAN));
     }
 
     #[test]

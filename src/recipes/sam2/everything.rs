@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use super::amg::{
-    Corners, Quality, box_of, crops, near_crop_edge, point_grids, stability, suppress, uncrop_box, uncrop_mask,
+    Corners, Quality, box_of, crops, near_crop_edge, point_grids, suppress, uncrop_box, uncrop_mask, uncrop_point,
 };
 use super::image::{ImagePredictor, ImagePrompt};
 use super::model::Sam2;
@@ -69,12 +69,27 @@ pub struct Found {
     pub point: [f32; 2],
 }
 
+/// What became of the candidates.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tried {
+    /// Masks of all clicks.
+    pub candidates: usize,
+    /// The best predicted IoU of them.
+    pub iou: Option<f32>,
+    /// Those that are good enough by it.
+    pub good: usize,
+    /// The best stability of these; none where all are empty.
+    pub stability: Option<f64>,
+    /// Those that are stable enough too.
+    pub stable: usize,
+}
+
 impl Everything {
-    /// The masks of a picture, best first. `step` hears of each batch of clicks: how many are done, and of how many.
+    /// The masks of a picture, best first, and what became of all candidates. `step` hears of each batch of clicks: how many are done, and of how many.
     ///
     /// # Errors
     /// When the picture is empty or the settings cannot be used.
-    pub fn find(&self, model: &Sam2, image: &Image, step: &mut dyn FnMut(usize, usize)) -> Result<Vec<Found>> {
+    pub fn find(&self, model: &Sam2, image: &Image, step: &mut dyn FnMut(usize, usize)) -> Result<(Vec<Found>, Tried)> {
         if self.points_per_side == 0 || self.points_per_batch == 0 {
             return Err(Error::config("points_per_side", self.points_per_side, "at least 1, and as many at once"));
         }
@@ -82,7 +97,7 @@ impl Everything {
         let grids = point_grids(self.points_per_side, self.crop_layers, self.points_downscale)?;
         let crops = crops(size, self.crop_layers, self.crop_overlap)?;
         let total = crops.iter().map(|crop| grids[crop.layer as usize].len()).sum();
-        let (mut all, mut areas, mut done) = (Vec::new(), Vec::new(), 0);
+        let (mut all, mut areas, mut done, mut tried) = (Vec::new(), Vec::new(), 0, Tried::default());
         for crop in &crops {
             let rect = crop.rect;
             let part = image.crop(rect)?;
@@ -91,7 +106,7 @@ impl Everything {
             let scale = |p: &[f64; 2]| [(p[0] * rect.width as f64) as f32, (p[1] * rect.height as f64) as f32];
             let points: Vec<[f32; 2]> = grids[crop.layer as usize].iter().map(scale).collect();
             for batch in points.chunks(self.points_per_batch) {
-                self.look(&predictor, batch, [rect.height, rect.width], &mut found)?;
+                self.look(&predictor, batch, [rect.height, rect.width], &mut found, &mut tried)?;
                 done += batch.len();
                 step(done, total);
             }
@@ -106,7 +121,7 @@ impl Everything {
                     corners: uncrop_box(*corners, rect),
                     iou: *iou,
                     stability: *stability,
-                    point: [point[0] + rect.left as f32, point[1] + rect.top as f32],
+                    point: uncrop_point(*point, rect),
                 });
             }
         }
@@ -115,7 +130,7 @@ impl Everything {
             let kept = suppress(&boxes, &areas, self.crop_nms)?;
             all = kept.into_iter().map(|at| all[at].clone()).collect();
         }
-        Ok(all)
+        Ok((all, tried))
     }
 
     /// The good masks of some clicks on a crop.
@@ -125,6 +140,7 @@ impl Everything {
         points: &[[f32; 2]],
         [h, w]: [usize; 2],
         found: &mut Vec<Found>,
+        tried: &mut Tried,
     ) -> Result<()> {
         let labels = vec![Label::Positive; points.len()];
         let prompt =
@@ -132,19 +148,27 @@ impl Everything {
         let answer = predictor.small(&prompt, true)?;
         let [_, several, low, _] = answer.masks.dims("sam2", "masks")?;
         let (logits, ious) = (answer.masks.to_vec::<f32>()?, answer.ious.to_vec::<f32>()?);
+        tried.candidates += ious.len();
+        tried.iou = ious.iter().copied().filter(|iou| !iou.is_nan()).chain(tried.iou).reduce(f32::max);
         // Only what the model finds good is enlarged, one by one.
         let candidates: Vec<(usize, f32)> =
             ious.into_iter().enumerate().filter(|(_, iou)| self.quality.good(*iou)).collect();
         let good = candidates.into_par_iter().map(|(at, iou)| {
             let full = predictor.enlarge(&logits[at * low * low..][..low * low])?;
-            let stability = stability(&full, self.quality.threshold, self.quality.offset);
+            let stability = self.quality.stability_of(&full);
             if !self.quality.stable(stability) {
-                return Ok(None);
+                return Ok((stability, None));
             }
             let mask = BinaryMask::above(w, h, &full, self.quality.threshold)?;
-            Ok(Some(Found { corners: box_of(&mask), mask, iou, stability, point: points[at / several] }))
+            let one = Found { corners: box_of(&mask), mask, iou, stability, point: points[at / several] };
+            Ok((stability, Some(one)))
         });
-        found.extend(good.collect::<Result<Vec<_>>>()?.into_iter().flatten());
+        for (stability, one) in good.collect::<Result<Vec<_>>>()? {
+            tried.good += 1;
+            tried.stability = [stability].into_iter().filter(|s| !s.is_nan()).chain(tried.stability).reduce(f64::max);
+            tried.stable += usize::from(one.is_some());
+            found.extend(one);
+        }
         Ok(())
     }
 }

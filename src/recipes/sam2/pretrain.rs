@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// Defaults are those of joint training on images and videos (Ravi et al. 2024, appendix D.2), for one clip at a time.
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 pub struct Config {
-    /// Folder with frames and masks of videos: DAVIS, MOSE, SA-V (val, test), or `data synth --video`
+    /// Folder of videos with masks: DAVIS, MOSE, SA-V (frames extracted), SA-1B, or `data synth --video`; the layout is seen
     #[arg(required = false, required_unless_present = "resume")]
     pub data: PathBuf,
     /// Run folder to create: config.toml, metrics.jsonl, tensorboard, checkpoints, pictures, model.safetensors
@@ -32,7 +32,7 @@ pub struct Config {
     /// Frames of a clip
     #[arg(long, default_value_t = 8)]
     pub frames: usize,
-    /// Objects of a clip at most
+    /// Objects of a clip at most, up to 64: what images of SA-1B are trained with, at --frames 1
     #[arg(long, default_value_t = 3)]
     pub max_objects: usize,
     /// Passes over the videos
@@ -104,7 +104,7 @@ pub struct Config {
     /// Seed of initial values, order, clips and prompts: one seed, one result
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Stop at the first unreadable video instead of counting and naming them
+    /// Stop at the first video that cannot be read, or has no frames or masks, instead of counting and naming them
     #[arg(long)]
     pub strict: bool,
     /// Keep only what goes into each part and compute the rest again in the backward pass: less memory, a third more time

@@ -23,8 +23,14 @@
 //! | `no_obj_embed_spatial` | `occlusion_spatial_embedding_parameter` |
 //! | `obj_ptr_proj`, `obj_ptr_tpos_proj` | `object_pointer_proj`, `temporal_positional_encoding_projection_layer` |
 
-use super::StateDict;
+mod config;
+
+use std::path::Path;
+
+pub use config::{BackboneConfig, DecoderConfig, HfConfig, PromptConfig, VisionConfig};
+
 use super::arrange::{join, split};
+use super::{StateDict, hf};
 use crate::{Error, Result, Tensor};
 
 /// Of the prompt encoder, official: its rows are one tensor of Hugging Face's.
@@ -192,6 +198,16 @@ pub fn to_hf(dict: &StateDict) -> Result<StateDict> {
         (0..LABELS).map(|i| dict.require(&format!("{POINTS}{i}.weight"))).collect::<Result<_>>()?;
     out.insert(POINTS_HF, join(&points)?)?;
     Ok(out)
+}
+
+/// Writes a folder that `transformers` loads, from official names: weights, `config.json` and the files of the processors; makes the
+/// folder.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Checkpoint`] when an embedding of points is missing.
+pub fn save(folder: impl AsRef<Path>, config: &HfConfig, weights: &StateDict) -> Result<()> {
+    hf::write(folder.as_ref(), config, to_hf(weights)?)?;
+    config.processors().iter().try_for_each(|(name, settings)| hf::write_json(&folder.as_ref().join(name), settings))
 }
 
 #[cfg(test)]
