@@ -2,7 +2,7 @@
 //!
 //! Source: Ravi et al. 2024, arXiv 2408.00714, section 4 and appendix C; `sam2/modeling/memory_attention.py`.
 
-use super::attention::{Attention, AttentionSizes, Rotation};
+use super::attention::{Attention, AttentionSizes, Rotation, for_each};
 use crate::nn::{Builder, LayerNorm, Linear};
 use crate::ops::add::add;
 use crate::ops::{relu::relu, scale::scale};
@@ -48,7 +48,7 @@ module!(MemoryAttentionLayer { self_attn, cross_attn_image, linear1, linear2, no
 pub struct Memory {
     /// `[B, M, mem_dim]`: maps, then object pointers.
     pub tokens: Var,
-    /// `[B, M, mem_dim]`: added to keys, not to values.
+    /// `[M, mem_dim]`, or `[B, M, mem_dim]` where they differ: added to keys, not to values.
     pub positions: Var,
     /// Tokens of object pointers, at the end: they have no place on the grid.
     pub pointer_tokens: usize,
@@ -96,10 +96,13 @@ impl MemoryAttention {
         })
     }
 
-    /// Features `x: [B, N, dim]` of a grid (columns, rows) with positions `[N, dim]`, after looking at the memory.
+    /// Features `x: [B, N, dim]`, or `[1, N, dim]` for all, of a grid (columns, rows) with positions `[N, dim]`, after looking at
+    /// the memory: `[B, N, dim]`. What the first layer computes of features for all before it looks is computed once: its
+    /// self-attention, the norms around it and the queries.
     pub fn forward(&self, tape: &Tape, x: &Var, positions: &Var, memory: &Memory, grid: [usize; 2]) -> Result<Var> {
         let mut x = add(tape, x, &scale(tape, positions, 0.1)?)?;
         let keys = add(tape, &memory.tokens, &memory.positions)?;
+        let batch = keys.value().shape()[0];
         let rotation = |excluded| Some(Rotation { grid, excluded, theta: ROPE_THETA });
         for layer in &self.layers {
             let h = layer.norm1.forward(tape, &x)?;
@@ -107,10 +110,10 @@ impl MemoryAttention {
             let (sum, h) = layer.norm2.forward_sum(tape, &x, &y)?;
             let (attention, rotation) = (&layer.cross_attn_image, rotation(memory.pointer_tokens));
             let y = attention.forward(tape, &h, &keys, &memory.tokens, rotation)?;
-            let (sum, h) = layer.norm3.forward_sum(tape, &sum, &y)?;
+            let (sum, h) = layer.norm3.forward_sum(tape, &for_each(tape, &sum, batch)?, &y)?;
             let h = relu(tape, &layer.linear1.forward(tape, &h, None)?)?;
             x = layer.linear2.forward(tape, &h, Some(&sum))?;
         }
-        self.norm.forward(tape, &x)
+        for_each(tape, &self.norm.forward(tape, &x)?, batch) // a stack without layers has not looked
     }
 }
