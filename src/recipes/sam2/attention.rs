@@ -2,6 +2,7 @@
 
 use crate::nn::{Builder, Linear, PerSize, UniformSequences};
 use crate::ops::attention::{KeyValues, Packing, cross_attention};
+use crate::ops::repeat::repeat;
 use crate::ops::rope::{Place, axial_table, rope};
 use crate::{Error, Result, Tape, Tensor, Var, module};
 
@@ -72,7 +73,8 @@ impl Attention {
         })
     }
 
-    /// Queries `q: [B, N, dim]` attend to `k, v: [B, M, kv_dim]`; returns `[B, N, dim]`.
+    /// Queries `q: [B, N, dim]`, or `[1, N, dim]` for all, attend to `k, v: [B, M, kv_dim]`; returns `[B, N, dim]`. Queries for
+    /// all are projected and rotated once.
     ///
     /// Where one head is wider than `kv_dim` (memory attention: 256 and 64), values are projected after the sum over keys, not
     /// before: `P · (v · wᵀ + b) = (P · v) · wᵀ + b`, since rows of `P` sum to 1. The sum then has `kv_dim` columns.
@@ -81,23 +83,23 @@ impl Attention {
     /// When a shape does not fit, and without keys where values are projected last: rows of `P` sum to nothing then.
     pub fn forward(&self, tape: &Tape, q: &Var, k: &Var, v: &Var, rotation: Option<Rotation>) -> Result<Var> {
         let AttentionSizes { kv_dim, inner, heads, .. } = self.sizes;
-        let [batch, n, _] = q.value().dims("attention", "q")?;
-        let [_, m, _] = k.value().dims("attention", "k")?;
+        let [own, n, _] = q.value().dims("attention", "q")?;
+        let [batch, m, _] = k.value().dims("attention", "k")?;
         let (head, device) = (inner / heads, q.value().device().clone());
         let projected_last = heads == 1 && kv_dim < inner;
         if projected_last && m == 0 {
             let expected = format!("[B, M, {kv_dim}] with M at least 1");
             return Err(Error::shape("attention", "k", k.value().shape(), expected));
         }
-        let project = |layer: &Linear, x: &Var, rows: usize| {
-            layer.forward(tape, x, None)?.reshape([batch * rows, 1, heads, head])
-        };
-        let (mut q, mut k) = (project(&self.q_proj, q, n)?, project(&self.k_proj, k, m)?);
+        let project =
+            |layer: &Linear, x: &Var, rows: usize| layer.forward(tape, x, None)?.reshape([rows, 1, heads, head]);
+        let (mut q, mut k) = (project(&self.q_proj, q, own * n)?, project(&self.k_proj, k, batch * m)?);
         if let Some(Rotation { grid: [w, h], excluded, theta }) = rotation {
             let table = self.tables.get(w, h, &device, || axial_table(head, w, h, theta, &device))?;
             q = rope(tape, q, &table, Place { sequence: n, excluded: 0 })?;
             k = rope(tape, k, &table, Place { sequence: m, excluded })?;
         }
+        let q = for_each(tape, &q.reshape([own, n * inner])?, batch)?;
         let rows = |x: &Var, rows: usize| x.reshape([batch * rows, heads, head]);
         let (queries, keys) = (self.queries.get(batch, n, &device)?, self.keys.get(batch, m, &device)?);
         let of_q = Packing { cu_seqlens: &queries.cu_seqlens, max_seqlen: queries.max };
@@ -113,5 +115,13 @@ impl Attention {
             attend(&rows(&self.v_proj.forward(tape, v, None)?, m)?)?.reshape([batch, n, inner])?
         };
         self.out_proj.forward(tape, &y, None)
+    }
+}
+
+/// `x: [1, ..]` once for each of `count`; `x: [count, ..]` as it is.
+pub(super) fn for_each(tape: &Tape, x: &Var, count: usize) -> Result<Var> {
+    match x.value().shape().split_first() {
+        Some((1, one)) if count != 1 => repeat(tape, &x.reshape(one)?, count),
+        _ => Ok(x.clone()),
     }
 }

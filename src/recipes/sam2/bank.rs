@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::frames::{self, Now, Rules, reads};
+use super::frames::{self, Now, Reads, Rules, reads};
 use super::memory_attention::Memory;
 use super::model::{Mode, Sam2};
+use crate::ops::concat::concat;
+use crate::ops::repeat::repeat;
 use crate::{Error, Result, Tape, Var};
 
 /// What is kept of a frame, for all objects of the bank.
@@ -64,11 +66,44 @@ impl Bank {
         self.len() == 0
     }
 
-    fn get(&self, frame: i64, bank: frames::Bank) -> Option<&Kept> {
-        match bank {
+    /// What the frame `now` reads of it.
+    ///
+    /// # Errors
+    /// When no frame has a prompt.
+    pub fn reads(&self, rules: &Rules, now: Now) -> Result<Reads> {
+        reads(rules, now, &self.prompted(), |frame| self.tracked.contains_key(&frame))
+    }
+
+    fn get(&self, frame: i64, bank: frames::Bank) -> Result<&Kept> {
+        let kept = match bank {
             frames::Bank::Conditioning => self.conditioning.iter().find(|(at, _)| *at == frame).map(|(_, kept)| kept),
             frames::Bank::Tracked => self.tracked.get(&frame),
-        }
+        };
+        kept.ok_or_else(|| Error::value("sam2", "frame", frame, "one that the memory bank holds"))
+    }
+}
+
+/// What a bank holds of what is read, and its places in time.
+struct Found<'a> {
+    maps: Vec<&'a Var>,
+    /// Of the maps, in `maskmem_tpos_enc`.
+    rows: Vec<usize>,
+    pointers: Vec<&'a Var>,
+    /// Of the pointers.
+    times: Vec<f64>,
+}
+
+impl Found<'_> {
+    fn counts(&self) -> [usize; 2] {
+        [self.maps.len(), self.pointers.len()]
+    }
+
+    fn places(&self) -> (&[usize], &[f64]) {
+        (&self.rows, &self.times)
+    }
+
+    fn objects(&self) -> usize {
+        self.maps.first().or(self.pointers.first()).map_or(0, |x| x.value().shape()[0])
     }
 }
 
@@ -91,23 +126,70 @@ impl Sam2 {
     /// # Errors
     /// When no frame has a prompt.
     pub fn recall(&self, tape: &Tape, bank: &Bank, now: Now, mode: Mode) -> Result<Memory> {
-        let rules = self.rules(mode);
-        let found = reads(&rules, now, &bank.prompted(), |frame| bank.tracked.contains_key(&frame))?;
-        let kept = |frame: i64, of: frames::Bank| {
-            bank.get(frame, of).ok_or_else(|| Error::value("sam2", "frame", frame, "one that the memory bank holds"))
+        let found = bank.reads(&self.rules(mode), now)?;
+        self.recall_all(tape, &[(bank, &found)], mode)
+    }
+
+    /// What a frame attends to of several banks: their objects beside each other. Each bank has its own frames and places in
+    /// time; where they are the same for all, so are the positions.
+    ///
+    /// # Errors
+    /// When a bank lacks what is read of it, or more is read of one than of another.
+    pub fn recall_all(&self, tape: &Tape, of: &[(&Bank, &Reads)], mode: Mode) -> Result<Memory> {
+        let all: Vec<Found> = of.iter().map(|(bank, reads)| self.found(bank, reads, mode)).collect::<Result<_>>()?;
+        let first = all.first().ok_or_else(|| Error::value("sam2", "of", "no bank", "at least one"))?;
+        if let Some(other) = all.iter().find(|found| found.counts() != first.counts()) {
+            let expected = format!("{:?} maps and pointers, as of the first bank", first.counts());
+            return Err(Error::value("sam2", "of", format!("{:?}", other.counts()), expected));
+        }
+        let beside = |parts: Vec<&Var>| match parts[..] {
+            [one] => Ok(one.clone()),
+            _ => concat(tape, &parts, 0),
         };
-        let mut maps = Vec::new();
-        for memory in &found.memories {
-            if let Some(map) = &kept(memory.frame, memory.bank)?.memory {
-                maps.push((map.clone(), memory.row(&rules)));
+        let [maps, pointers] = first.counts();
+        let maps: Vec<Var> =
+            (0..maps).map(|i| beside(all.iter().map(|found| found.maps[i]).collect())).collect::<Result<_>>()?;
+        let pointers: Vec<Var> = (0..pointers)
+            .map(|i| beside(all.iter().map(|found| found.pointers[i]).collect()))
+            .collect::<Result<_>>()?;
+        Ok(Memory {
+            tokens: self.memory_tokens(tape, &maps, &pointers)?,
+            positions: self.positions_of(tape, &all)?,
+            pointer_tokens: pointers.len() * (self.sizes().hidden_dim / self.sizes().mem_dim),
+        })
+    }
+
+    fn found<'a>(&self, bank: &'a Bank, reads: &Reads, mode: Mode) -> Result<Found<'a>> {
+        let (rules, signed) = (self.rules(mode), self.options().use_signed_tpos_enc_to_obj_ptrs);
+        let (mut maps, mut rows) = (Vec::new(), Vec::new());
+        for memory in &reads.memories {
+            if let Some(map) = &bank.get(memory.frame, memory.bank)?.memory {
+                maps.push(map);
+                rows.push(memory.row(&rules));
             }
         }
-        let signed = self.options().use_signed_tpos_enc_to_obj_ptrs;
-        let mut pointers = Vec::new();
-        for (pointer, at) in found.pointers.iter().zip(found.pointer_positions()) {
-            let at = if signed { at } else { at.abs() };
-            pointers.push((at, kept(pointer.frame, pointer.bank)?.obj_ptr.clone()));
+        let pointer = |at: &frames::Pointer| Ok(&bank.get(at.frame, at.bank)?.obj_ptr);
+        let pointers = reads.pointers.iter().map(pointer).collect::<Result<_>>()?;
+        let times = reads.pointer_positions().into_iter().map(|at| if signed { at } else { at.abs() }).collect();
+        Ok(Found { maps, rows, pointers, times })
+    }
+
+    /// `[M, mem_dim]` where all are at the same places, else `[O, M, mem_dim]`.
+    fn positions_of(&self, tape: &Tape, all: &[Found]) -> Result<Var> {
+        let mut made: Vec<Var> = Vec::with_capacity(all.len());
+        let mut alike = true;
+        for (i, found) in all.iter().enumerate() {
+            let known = all[..i].iter().position(|other| other.places() == found.places());
+            alike &= i == 0 || known == Some(0);
+            made.push(match known {
+                Some(at) => made[at].clone(),
+                None => self.memory_positions(tape, &found.rows, &found.times)?,
+            });
         }
-        self.memory(tape, &maps, &pointers)
+        if alike {
+            return Ok(made.swap_remove(0));
+        }
+        let each = made.iter().zip(all).map(|(positions, found)| repeat(tape, positions, found.objects()));
+        concat(tape, &each.collect::<Result<Vec<_>>>()?.iter().collect::<Vec<_>>(), 0)
     }
 }

@@ -1,6 +1,5 @@
 //! Memories: made of a frame and its masks, and laid out for the frame that reads them.
 
-use super::memory_attention::Memory;
 use super::memory_encoder::MemoryEncoder;
 use super::model::{Features, Mode, Sam2, TEMPERATURE};
 use super::position::{sine_1d, sine_2d};
@@ -44,55 +43,57 @@ impl Sam2 {
         select_rows(tape, &self.flags(scores)?, &memory, &marked)
     }
 
-    /// What a frame attends to. `maps`: memories `[O, h, w, mem_dim]` and their row of `maskmem_tpos_enc`; `pointers`: their place
-    /// in time and pointers `[O, C]`.
+    /// What a frame attends to, `[O, M, mem_dim]`: maps `[O, h, w, mem_dim]`, then pointers `[O, C]`.
     ///
     /// # Errors
     /// When there is neither a map nor a pointer.
-    pub fn memory(&self, tape: &Tape, maps: &[(Var, usize)], pointers: &[(f64, Var)]) -> Result<Memory> {
-        let (side, dim, mem_dim) = (self.side(), self.sizes.hidden_dim, self.sizes.mem_dim);
-        let rows = side * side;
-        let sine = self.memory_positions.get(side, side, self.device(), || {
-            self.constant(&sine_2d(mem_dim, [side, side], TEMPERATURE)?, [rows, mem_dim])
-        })?;
-        let sine = Var::constant(sine);
-        let times = tape.param(&self.maskmem_tpos_enc).reshape([self.sizes.num_maskmem, mem_dim])?;
-        let (mut tokens, mut positions) = (Vec::new(), Vec::new());
-        for (map, row) in maps {
-            let objects = map.value().shape()[0];
-            tokens.push(map.reshape([objects, rows, mem_dim])?);
-            let time = slice(tape, &times, 0, *row..row + 1)?.reshape([mem_dim])?;
-            positions.push(add(tape, &sine, &time)?);
-        }
-        let pieces = dim / mem_dim;
-        for (_, pointer) in pointers {
-            let objects = pointer.value().shape()[0];
-            tokens.push(pointer.reshape([objects, pieces, mem_dim])?);
-        }
-        if !pointers.is_empty() {
-            positions.push(self.pointer_positions(tape, pointers, pieces)?);
-        }
-        if tokens.is_empty() {
+    pub fn memory_tokens(&self, tape: &Tape, maps: &[Var], pointers: &[Var]) -> Result<Var> {
+        let (rows, mem_dim) = (self.side() * self.side(), self.sizes.mem_dim);
+        let pieces = self.sizes.hidden_dim / mem_dim;
+        let tokens = |all: &[Var], each: usize| -> Result<Vec<Var>> {
+            all.iter().map(|x| x.reshape([x.value().shape()[0], each, mem_dim])).collect()
+        };
+        let all = [tokens(maps, rows)?, tokens(pointers, pieces)?].concat();
+        if all.is_empty() {
             return Err(Error::value("sam2", "memory", "nothing", "at least one memory of a frame"));
         }
-        Ok(Memory {
-            tokens: concat(tape, &tokens.iter().collect::<Vec<_>>(), 1)?,
-            positions: concat(tape, &positions.iter().collect::<Vec<_>>(), 0)?,
-            pointer_tokens: pointers.len() * pieces,
-        })
+        concat(tape, &all.iter().collect::<Vec<_>>(), 1)
+    }
+
+    /// Positions of [`memory_tokens`](Self::memory_tokens), `[M, mem_dim]`: of maps by their rows of `maskmem_tpos_enc`, of
+    /// pointers by their places in time.
+    ///
+    /// # Errors
+    /// When there is neither a map nor a pointer, or no such row.
+    pub fn memory_positions(&self, tape: &Tape, rows: &[usize], times: &[f64]) -> Result<Var> {
+        let (side, mem_dim) = (self.side(), self.sizes.mem_dim);
+        let sine = self.memory_positions.get(side, side, self.device(), || {
+            self.constant(&sine_2d(mem_dim, [side, side], TEMPERATURE)?, [side * side, mem_dim])
+        })?;
+        let sine = Var::constant(sine);
+        let table = tape.param(&self.maskmem_tpos_enc).reshape([self.sizes.num_maskmem, mem_dim])?;
+        let mut positions = Vec::with_capacity(rows.len() + 1);
+        for &row in rows {
+            let time = slice(tape, &table, 0, row..row + 1)?.reshape([mem_dim])?;
+            positions.push(add(tape, &sine, &time)?);
+        }
+        if !times.is_empty() {
+            positions.push(self.pointer_positions(tape, times)?);
+        }
+        concat(tape, &positions.iter().collect::<Vec<_>>(), 0)
     }
 
     /// `[pointers · pieces, mem_dim]`.
-    fn pointer_positions(&self, tape: &Tape, pointers: &[(f64, Var)], pieces: usize) -> Result<Var> {
-        let (dim, mem_dim, count) = (self.sizes.hidden_dim, self.sizes.mem_dim, pointers.len());
+    fn pointer_positions(&self, tape: &Tape, times: &[f64]) -> Result<Var> {
+        let (dim, mem_dim, count) = (self.sizes.hidden_dim, self.sizes.mem_dim, times.len());
+        let pieces = dim / mem_dim;
         if !self.options.add_tpos_enc_to_obj_ptrs {
             return Ok(Var::constant(self.constant(&vec![0.0; count * pieces * mem_dim], [count * pieces, mem_dim])?));
         }
-        let times: Vec<f64> = pointers.iter().map(|(time, _)| *time).collect();
         let each = match &self.obj_ptr_tpos_proj {
-            None => Var::constant(self.constant(&sine_1d(&times, mem_dim, TEMPERATURE)?, [count, mem_dim])?),
+            None => Var::constant(self.constant(&sine_1d(times, mem_dim, TEMPERATURE)?, [count, mem_dim])?),
             Some(proj) => {
-                let code = Var::constant(self.constant(&sine_1d(&times, dim, TEMPERATURE)?, [count, dim])?);
+                let code = Var::constant(self.constant(&sine_1d(times, dim, TEMPERATURE)?, [count, dim])?);
                 proj.forward(tape, &code, None)?
             }
         };

@@ -2,7 +2,7 @@
 //!
 //! Source: Ravi et al. 2024, arXiv 2408.00714, section 4 and appendix C; `sam2/modeling/memory_attention.py`.
 
-use super::attention::{Attention, AttentionSizes, Rotation};
+use super::attention::{Attention, AttentionSizes, Rotation, for_each};
 use crate::nn::{Builder, LayerNorm, Linear};
 use crate::ops::add::add;
 use crate::ops::{relu::relu, scale::scale};
@@ -48,7 +48,7 @@ module!(MemoryAttentionLayer { self_attn, cross_attn_image, linear1, linear2, no
 pub struct Memory {
     /// `[B, M, mem_dim]`: maps, then object pointers.
     pub tokens: Var,
-    /// `[B, M, mem_dim]`: added to keys, not to values.
+    /// `[M, mem_dim]`, or `[B, M, mem_dim]` where they differ: added to keys, not to values.
     pub positions: Var,
     /// Tokens of object pointers, at the end: they have no place on the grid.
     pub pointer_tokens: usize,
@@ -61,6 +61,8 @@ pub struct MemoryAttention {
     pub layers: Vec<MemoryAttentionLayer>,
     /// After them.
     pub norm: LayerNorm,
+    /// Whether layers keep only what goes into them and compute the rest again in the backward.
+    pub recompute: bool,
 }
 module!(MemoryAttention { layers, norm });
 
@@ -93,24 +95,49 @@ impl MemoryAttention {
         Ok(Self {
             layers: (0..layers).map(layer).collect::<Result<_>>()?,
             norm: LayerNorm::new(&b.pp("norm"), dim, 1e-5)?,
+            recompute: false,
         })
     }
 
-    /// Features `x: [B, N, dim]` of a grid (columns, rows) with positions `[N, dim]`, after looking at the memory.
+    /// Features `x: [B, N, dim]`, or `[1, N, dim]` for all, of a grid (columns, rows) with positions `[N, dim]`, after looking at
+    /// the memory: `[B, N, dim]`. What the first layer computes of features for all before it looks is computed once: its
+    /// self-attention, the norms around it and the queries.
     pub fn forward(&self, tape: &Tape, x: &Var, positions: &Var, memory: &Memory, grid: [usize; 2]) -> Result<Var> {
         let mut x = add(tape, x, &scale(tape, positions, 0.1)?)?;
         let keys = add(tape, &memory.tokens, &memory.positions)?;
-        let rotation = |excluded| Some(Rotation { grid, excluded, theta: ROPE_THETA });
+        let pointers = memory.pointer_tokens;
         for layer in &self.layers {
-            let h = layer.norm1.forward(tape, &x)?;
-            let y = layer.self_attn.forward(tape, &h, &h, &h, rotation(0))?;
-            let (sum, h) = layer.norm2.forward_sum(tape, &x, &y)?;
-            let (attention, rotation) = (&layer.cross_attn_image, rotation(memory.pointer_tokens));
-            let y = attention.forward(tape, &h, &keys, &memory.tokens, rotation)?;
-            let (sum, h) = layer.norm3.forward_sum(tape, &sum, &y)?;
-            let h = relu(tape, &layer.linear1.forward(tape, &h, None)?)?;
-            x = layer.linear2.forward(tape, &h, Some(&sum))?;
+            x = if self.recompute && tape.records() {
+                let layer = layer.clone();
+                let look = move |tape: &Tape, v: &[Var]| layer.forward(tape, &v[0], [&v[1], &v[2]], pointers, grid);
+                tape.recompute(&[&x, &keys, &memory.tokens], look)?
+            } else {
+                layer.forward(tape, &x, [&keys, &memory.tokens], pointers, grid)?
+            };
         }
-        self.norm.forward(tape, &x)
+        // A stack without layers has not looked.
+        for_each(tape, &self.norm.forward(tape, &x)?, keys.value().shape()[0])
+    }
+}
+
+impl MemoryAttentionLayer {
+    /// As the stack, on keys and values `[B, M, mem_dim]`, of which `pointers` at the end have no place on the grid.
+    fn forward(
+        &self,
+        tape: &Tape,
+        x: &Var,
+        [keys, values]: [&Var; 2],
+        pointers: usize,
+        grid: [usize; 2],
+    ) -> Result<Var> {
+        let rotation = |excluded| Some(Rotation { grid, excluded, theta: ROPE_THETA });
+        let h = self.norm1.forward(tape, x)?;
+        let y = self.self_attn.forward(tape, &h, &h, &h, rotation(0))?;
+        let (sum, h) = self.norm2.forward_sum(tape, x, &y)?;
+        let y = self.cross_attn_image.forward(tape, &h, keys, values, rotation(pointers))?;
+        let sum = for_each(tape, &sum, keys.value().shape()[0])?;
+        let (sum, h) = self.norm3.forward_sum(tape, &sum, &y)?;
+        let h = relu(tape, &self.linear1.forward(tape, &h, None)?)?;
+        self.linear2.forward(tape, &h, Some(&sum))
     }
 }

@@ -9,6 +9,7 @@ pub mod config;
 pub mod decoder;
 pub mod everything;
 pub mod frames;
+mod group;
 pub mod image;
 pub mod image_encoder;
 pub mod load;

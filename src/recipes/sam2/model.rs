@@ -13,7 +13,6 @@ use crate::nn::{Activation, Builder, Conv2d, Drops, Init, Linear, PerSize, Perce
 use crate::ops::argmax::best_row;
 use crate::ops::cast::cast;
 use crate::ops::concat::slice;
-use crate::ops::repeat::repeat;
 use crate::ops::resample::{Plan, resample};
 use crate::ops::select_rows::select_rows;
 use crate::ops::unfold::Window;
@@ -227,7 +226,9 @@ impl Sam2 {
     /// Whether a tape keeps only what goes into blocks of the trunk, layers of memory attention, the decoder, the memory encoder
     /// and the losses, and they are computed again in the backward.
     pub fn set_recompute(&mut self, recompute: bool) {
-        (self.recompute, self.image_encoder.trunk.recompute) = (recompute, recompute);
+        self.recompute = recompute;
+        self.image_encoder.trunk.recompute = recompute;
+        self.memory_attention.recompute = recompute;
     }
 
     /// `f(part, inputs)`, or that again in the backward.
@@ -292,22 +293,12 @@ impl Sam2 {
     /// Features `[1, h, w, C]` of a frame after looking at the memory of `objects` objects: `[O, h, w, C]`.
     pub fn with_memory(&self, tape: &Tape, features: &Features, memory: &Memory, objects: usize) -> Result<Var> {
         let (side, dim) = (self.side(), self.sizes.hidden_dim);
-        let x = self.for_objects(tape, &features.image, objects)?.reshape([objects, side * side, dim])?;
+        let x = features.image.reshape([features.image.value().shape()[0], side * side, dim])?;
         let positions = self.feature_positions.get(side, side, self.device(), || {
             self.constant(&sine_2d(dim, [side, side], TEMPERATURE)?, [side * side, dim])
         })?;
         let y = self.memory_attention.forward(tape, &x, &Var::constant(positions), memory, [side, side])?;
         y.reshape([objects, side, side, dim])
-    }
-
-    /// `x: [1, ..]` once for each object.
-    fn for_objects(&self, tape: &Tape, x: &Var, objects: usize) -> Result<Var> {
-        let shape = x.value().shape();
-        if shape[0] == objects {
-            return Ok(x.clone());
-        }
-        let one = shape[1..].to_vec();
-        repeat(tape, &x.reshape(one)?, objects)
     }
 
     /// `[O]`: logits of objects, as [`select_rows`] takes them.

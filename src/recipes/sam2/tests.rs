@@ -1,10 +1,15 @@
-use super::attention::{Attention, AttentionSizes};
+use std::collections::BTreeMap;
+
+use super::attention::{Attention, AttentionSizes, for_each};
 use super::clip::{Clip, Need};
+use super::group::MAX_BATCH;
+use super::memory_attention::Memory;
 use super::{Features, Label, Mode, Options, Points, Preset, Prompt, Sam2, Sizes, Video, VideoOptions};
 use crate::nn::{Builder, Module};
 use crate::ops::attention::{KeyValues, Packing, cross_attention};
 use crate::ops::mask_loss::Weights;
 use crate::random::{normal, stream};
+use crate::testing::distance;
 use crate::{DType, Device, Grads, Param, Result, Tape, Tensor, Var};
 
 /// The smallest model that has every part.
@@ -41,6 +46,21 @@ fn click(x: f32, y: f32) -> Points {
     Points::new(vec![[x, y]], vec![Label::Positive], 1).unwrap()
 }
 
+/// Rounding of an f32 pass over objects together or alone, of the largest logit: a memory's bf16 may round the other way.
+const NEAR: f64 = 1e-4;
+
+/// Largest difference to the largest value.
+fn apart(a: &[f32], b: &[f32]) -> f64 {
+    let [a, b] = [a, b].map(|x| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+    distance(&a, &b).0 / b.iter().fold(0f64, |m, x| m.max(x.abs()))
+}
+
+/// A mask of the smallest model's input that covers some of its rows.
+fn mask(rows: std::ops::Range<usize>, dtype: DType) -> Tensor {
+    let values: Vec<f32> = (0..32 * 32).map(|i| f32::from(u8::from(rows.contains(&(i / 32))))).collect();
+    Tensor::from_slice(&values, [1, 32, 32, 1], &Device::Cpu).unwrap().cast(dtype).unwrap()
+}
+
 #[test]
 fn memory_does_not_grow_with_the_video() {
     let (model, frames) = (model(DType::F32), frames(30, DType::F32));
@@ -70,8 +90,169 @@ fn objects_do_not_see_each_other() {
     };
     let (a, b) = ((1, click(5.0, 6.0)), (2, click(20.0, 25.0)));
     let together = follow(&[a.clone(), b.clone()]);
-    assert_eq!(together, [follow(&[a]), follow(&[b])].concat());
-    assert_ne!(together[0], together[1]);
+    let alone = [follow(&[a]), follow(&[b])].concat();
+    (0..2).for_each(|i| assert!(apart(&together[i], &alone[i]) < NEAR));
+    assert!(apart(&together[0], &together[1]) > 5.0 * NEAR);
+}
+
+/// Objects that begin in different frames by clicks, a box and a mask, of which one is corrected and one is removed, forwards and
+/// backwards: the masks of `ids` by step and object, and the passes of each step.
+fn busy_video(ids: &[i64]) -> (BTreeMap<(usize, i64), Vec<f32>>, Vec<usize>) {
+    let (model, frames) = (model(DType::F32), frames(8, DType::F32));
+    let options = VideoOptions { fill_hole_area: 8, ..VideoOptions::default() };
+    let mut video = Video::new(&model, [20, 28], Some(8), options);
+    let (mut masks, mut passes) = (BTreeMap::new(), Vec::new());
+    let steps = (0..8).map(|at| (at, false)).chain((2..7).rev().map(|at| (at, true)));
+    for (step, (at, reverse)) in steps.enumerate() {
+        let image = &frames[at];
+        let mut click = |frame: usize, object: i64, points: &Points, replace: bool| {
+            if ids.contains(&object) {
+                video.add_points(frame as i64, &frames[frame], object, points, replace).unwrap();
+            }
+        };
+        match step {
+            0 => {
+                click(0, 1, &self::click(5.0, 6.0), true);
+                click(0, 2, &Points::boxes(&[[4.0, 9.0, 20.0, 30.0]]), true);
+            }
+            2 => click(2, 4, &self::click(20.0, 25.0), true),
+            3 => click(3, 5, &self::click(11.0, 30.0), true),
+            4 => click(3, 1, &self::click(7.0, 9.0), false), // in a frame that was tracked
+            _ => {}
+        }
+        if step == 0 && ids.contains(&3) {
+            video.add_mask(0, image, 3, &mask(3..20, DType::F32)).unwrap();
+        }
+        if step == 4 && ids.contains(&2) {
+            video.remove(2).unwrap();
+        }
+        let found = video.step(at as i64, image, reverse).unwrap();
+        passes.push(found.passes);
+        let all = found.masks.to_vec::<f32>().unwrap();
+        masks.extend(found.objects.iter().zip(all.chunks(20 * 28)).map(|(&id, mask)| ((step, id), mask.to_vec())));
+    }
+    (masks, passes)
+}
+
+#[test]
+fn objects_together_are_objects_alone() {
+    let (together, passes) = busy_video(&[1, 2, 3, 4, 5]);
+    // Three begin in frame 0, one each in 2 and 3; from frame 7 on all banks are full. Backwards 3 and 2 have prompts again.
+    assert_eq!(passes, [0, 1, 1, 2, 3, 3, 2, 1, 1, 1, 1, 1, 2]);
+    let mut alone = BTreeMap::new();
+    for id in 1..=5 {
+        let (masks, passes) = busy_video(&[id]);
+        assert!(passes.iter().all(|&passes| passes <= 1));
+        alone.extend(masks);
+    }
+    assert_eq!(together.len(), 3 + 3 + 4 + 5 + 9 * 4);
+    assert_eq!(together.keys().collect::<Vec<_>>(), alone.keys().collect::<Vec<_>>());
+    for (at, masks) in &together {
+        let error = apart(masks, &alone[at]);
+        assert!(error < NEAR, "step and object {at:?}: {error:e}");
+        let others = together.iter().filter(|(other, _)| other.0 == at.0 && other.1 != at.1);
+        others.for_each(|(_, theirs)| assert!(apart(masks, theirs) > 10.0 * NEAR));
+    }
+}
+
+#[test]
+fn many_objects_are_computed_in_bounded_passes() {
+    let (model, frames) = (model(DType::F32), frames(2, DType::F32));
+    let mut video = Video::new(&model, [8, 8], Some(2), VideoOptions::default());
+    for object in 0..=MAX_BATCH as i64 {
+        video.add_points(0, &frames[0], object, &click(object as f32, 9.0), true).unwrap();
+    }
+    assert_eq!(video.step(0, &frames[0], false).unwrap().passes, 0);
+    let found = video.step(1, &frames[1], false).unwrap();
+    assert_eq!((found.passes, found.masks.shape()[0], video.kept()), (2, MAX_BATCH + 1, 2 * (MAX_BATCH + 1)));
+}
+
+/// Features for all objects give what a copy for each gives, and the sum of its gradients.
+#[test]
+fn what_does_not_depend_on_the_object_is_computed_once() {
+    let model = model(DType::F32);
+    let (dim, mem_dim) = (model.sizes().hidden_dim, model.sizes().mem_dim);
+    let tensor = |seed: u64, shape: [usize; 3]| {
+        let values = normal(&mut stream(3, seed), shape.iter().product());
+        let values: Vec<f32> = values.into_iter().map(|x| x as f32).collect();
+        Tensor::from_slice(&values, shape, &Device::Cpu).unwrap()
+    };
+    let run = |apart: bool| {
+        let tape = Tape::new();
+        let (x, tokens) = (tape.leaf(tensor(1, [1, 4, dim])), tape.leaf(tensor(2, [3, 9, mem_dim])));
+        let positions = Var::constant(tensor(3, [3, 9, mem_dim]));
+        let memory = Memory { tokens: tokens.clone(), positions, pointer_tokens: 1 };
+        let given = if apart { for_each(&tape, &x, 3).unwrap() } else { x.clone() };
+        let of_x = Var::constant(tensor(4, [1, 4, dim]).reshape([4, dim]).unwrap());
+        let y = model.memory_attention.forward(&tape, &given, &of_x, &memory, [2, 2]).unwrap();
+        let mut all = vec![y.value().to_f64().unwrap()];
+        let mut grads = Grads::new();
+        tape.backward(&y, tensor(5, [3, 4, dim]), &mut grads).unwrap();
+        all.extend([&x, &tokens].map(|leaf| grads.take(leaf).unwrap().to_f64().unwrap()));
+        let mut used = 0;
+        model.memory_attention.visit(&mut |p| {
+            if let Some(g) = grads.get(p) {
+                used += 1;
+                all.push(g.to_f64().unwrap());
+            }
+        });
+        (used, all)
+    };
+    let ((used, once), (_, each)) = (run(false), run(true));
+    assert_eq!(used, model.memory_attention.params().len());
+    for (i, (a, b)) in once.iter().zip(&each).enumerate() {
+        let largest = b.iter().fold(0f64, |m, x| m.max(x.abs()));
+        assert!(distance(a, b).0 <= 1e-5 * largest, "{i}: {:e} of {largest}", distance(a, b).0);
+    }
+}
+
+#[test]
+fn a_prompt_that_fails_leaves_the_video_as_it_was() {
+    let (model, frames) = (model(DType::F32), frames(2, DType::F32));
+    let mut video = Video::new(&model, [32, 32], Some(2), VideoOptions::default());
+    // Of the right size, but of a type that the model's convolution refuses.
+    let wrong = mask(0..9, DType::BF16);
+    assert!(video.add_mask(0, &frames[0], 1, &wrong).is_err());
+    assert_eq!(video.objects(), [0i64; 0]);
+    video.add_points(0, &frames[0], 1, &click(9.0, 9.0), true).unwrap();
+    assert!(video.add_mask(0, &frames[0], 2, &wrong).is_err());
+    assert!(video.add_mask(0, &frames[0], 1, &wrong).is_err());
+    assert_eq!(video.objects(), [1]);
+    // The click is still there: another one is added to it.
+    let more = video.add_points(0, &frames[0], 1, &click(20.0, 9.0), false).unwrap().masks.to_vec::<f32>().unwrap();
+    let mut anew = Video::new(&model, [32, 32], Some(2), VideoOptions::default());
+    anew.add_points(0, &frames[0], 1, &click(9.0, 9.0), true).unwrap();
+    let both = anew.add_points(0, &frames[0], 1, &click(20.0, 9.0), false).unwrap();
+    assert_eq!(more, both.masks.to_vec::<f32>().unwrap());
+    video.step(0, &frames[0], false).unwrap();
+    video.step(1, &frames[1], false).unwrap();
+    // Masks that cannot be made: a video without pixels.
+    let options = VideoOptions { non_overlap_masks: true, ..VideoOptions::default() };
+    let mut nothing = Video::new(&model, [0, 0], Some(2), options);
+    assert!(nothing.add_points(0, &frames[0], 1, &click(9.0, 9.0), true).is_err());
+    assert!(nothing.objects().is_empty() && nothing.answer(1, 0).is_none());
+}
+
+#[test]
+fn another_image_of_a_frame_is_looked_at() {
+    let (model, frames) = (model(DType::F32), frames(2, DType::F32));
+    let run = |first: &Tensor, second: &Tensor| {
+        let mut video = Video::new(&model, [32, 32], Some(3), VideoOptions::default());
+        video.add_points(0, first, 1, &click(9.0, 9.0), true).unwrap();
+        video.add_points(0, second, 2, &click(9.0, 9.0), true).unwrap();
+        let [a, b] = [1, 2].map(|object| video.answer(object, 0).unwrap().masks.to_vec::<f32>().unwrap());
+        video.step(0, second, false).unwrap();
+        (a, b, video.step(1, &frames[1], false).unwrap().masks.to_vec::<f32>().unwrap())
+    };
+    let (a, b, same) = run(&frames[0], &frames[0]);
+    assert_eq!(a, b);
+    let copy = run(&frames[0], &frames[0].deep_clone().unwrap());
+    assert_eq!((&copy.1, &copy.2), (&b, &same));
+    let other = run(&frames[0], &frames[1]);
+    assert_ne!(other.1, b);
+    assert_eq!(other.1, run(&frames[1], &frames[1]).1);
+    // Both memories are of the image that was given last.
+    assert_ne!(other.2, same);
 }
 
 #[test]
@@ -125,6 +306,7 @@ fn half_precision_is_near() {
         let (model, frames) = (model(dtype), frames(3, dtype));
         let mut video = Video::new(&model, [32, 32], Some(3), VideoOptions::default());
         video.add_points(0, &frames[0], 1, &click(9.0, 20.0), true).unwrap();
+        video.add_mask(0, &frames[0], 2, &mask(5..30, dtype)).unwrap();
         let masks = |at: usize, video: &mut Video| video.step(at as i64, &frames[at], false).unwrap();
         let last = (0..3).map(|at| masks(at, &mut video)).last().unwrap();
         last.masks.to_vec::<f32>().unwrap()

@@ -1,7 +1,7 @@
 //! One frame of a video: what the model says of it, given prompts or memories.
 
 use super::bank::Bank;
-use super::frames::Now;
+use super::frames::{Now, Reads};
 use super::model::{Answer, Features, Mode, Prompt, Sam2};
 use super::prompt::Points;
 use crate::{Result, Tape, Tensor, Var};
@@ -62,5 +62,18 @@ impl Sam2 {
         let several = self.options().several(ask.initial, ask.points.map_or(0, Points::count));
         let prompt = Prompt { points: ask.points.cloned(), mask: ask.previous.cloned(), bare: false };
         self.answer(tape, &image, &features.high_res, &prompt, objects, several, mode)
+    }
+
+    /// The answer about a frame without a prompt for the objects of several banks, in one pass: of each bank, and what the frame
+    /// reads of it.
+    ///
+    /// # Errors
+    /// As [`recall_all`](Self::recall_all).
+    pub fn follow(&self, tape: &Tape, features: &Features, of: &[(&Bank, &Reads)], mode: Mode) -> Result<Answer> {
+        let memory = self.recall_all(tape, of, mode)?;
+        let objects = memory.tokens.value().shape()[0];
+        let image = self.with_memory(tape, features, &memory, objects)?;
+        let several = self.options().several(false, 0);
+        self.answer(tape, &image, &features.high_res, &Prompt::default(), objects, several, mode)
     }
 }

@@ -1,15 +1,17 @@
 //! Objects through a video, frame by frame, in bounded memory.
 //!
 //! Frames are given one at a time, so a stream works as well as a file. Kept are memories of frames that a frame to come may
-//! read: those near the current one and near frames with prompts (see [`Video::step`]); a video's length costs nothing.
+//! read: those near the current one and near frames with prompts (see [`Video::step`]); a video's length costs nothing. Objects
+//! do not see each other, but are computed together: up to 16 in one pass, which bounds the memory of many.
 //!
 //! Source: Ravi et al. 2024, arXiv 2408.00714, section 4; `sam2/sam2_video_predictor.py`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::amg::without_overlap;
 use super::bank::{Bank, Kept};
-use super::frames::Now;
+use super::frames::{Now, Reads};
+use super::group::{MAX_BATCH, apart, beside, each, groups};
 use super::model::{Answer, Features, Mode, NO_OBJ_SCORE, Sam2};
 use super::prompt::Points;
 use super::regions::Repair;
@@ -33,7 +35,7 @@ pub struct VideoOptions {
     pub add_all_frames_to_correct_as_cond: bool,
 }
 
-/// The answer about one object in one frame.
+/// The answer about one object in one frame, or about several: then the first extent is their number.
 #[derive(Clone, Debug)]
 pub struct ObjectFrame {
     /// Logits `[1, 1, S/4, S/4]`.
@@ -57,6 +59,32 @@ struct Object {
     tracked: BTreeMap<i64, bool>,
 }
 
+impl Object {
+    fn answer(&self, frame: i64) -> Option<&ObjectFrame> {
+        self.fresh.get(&frame).map(|(_, answer)| answer).or_else(|| self.kept.get(&frame))
+    }
+
+    /// Keeps an answer, its memory among the conditioning ones or those tracked.
+    fn keep(&mut self, frame: i64, conditioning: bool, answer: ObjectFrame) {
+        let memory = answer.memory.clone().map(Var::constant);
+        let kept = Kept { memory, obj_ptr: Var::constant(answer.pointer.clone()) };
+        if conditioning {
+            self.bank.condition(frame, kept);
+        } else {
+            self.bank.track(frame, kept);
+        }
+        self.kept.insert(frame, answer);
+    }
+}
+
+/// Features of a frame, and the image they were made of.
+#[derive(Debug)]
+struct Seen {
+    frame: i64,
+    image: Tensor,
+    features: Features,
+}
+
 /// Masks of all objects in one frame.
 #[derive(Clone, Debug)]
 pub struct FrameMasks {
@@ -66,6 +94,9 @@ pub struct FrameMasks {
     pub objects: Vec<i64>,
     /// Logits at the size of the video, `[O, 1, H, W]` f32: above 0 inside.
     pub masks: Tensor,
+    /// Passes of memory attention and decoder that they took: one for up to 16 objects that read equally many memories, as those
+    /// prompted in the same frame do; none for objects prompted in this frame.
+    pub passes: usize,
 }
 
 /// A video and its objects.
@@ -77,7 +108,7 @@ pub struct Video<'a> {
     size: [usize; 2],
     frames: Option<usize>,
     objects: Vec<(i64, Object)>,
-    features: Option<(i64, Features)>,
+    features: Option<Seen>,
     to_video: PerSize<Plan>,
 }
 
@@ -94,8 +125,11 @@ impl<'a> Video<'a> {
 
     /// The last answer about an object in a frame, if it is still kept.
     pub fn answer(&self, object: i64, frame: i64) -> Option<&ObjectFrame> {
-        let (_, object) = self.objects.iter().find(|(id, _)| *id == object)?;
-        object.fresh.get(&frame).map(|(_, answer)| answer).or_else(|| object.kept.get(&frame))
+        self.known(object)?.answer(frame)
+    }
+
+    fn known(&self, id: i64) -> Option<&Object> {
+        self.objects.iter().find(|(known, _)| *known == id).map(|(_, object)| object)
     }
 
     /// Frames whose memories are kept, of all objects together.
@@ -114,13 +148,6 @@ impl<'a> Video<'a> {
         Ok(())
     }
 
-    fn object(&mut self, id: i64) -> usize {
-        self.objects.iter().position(|(known, _)| *known == id).unwrap_or_else(|| {
-            self.objects.push((id, Object::default()));
-            self.objects.len() - 1
-        })
-    }
-
     fn check(&self, frame: i64) -> Result<()> {
         if frame < 0 || self.frames.is_some_and(|n| frame as u64 >= n as u64) {
             let expected = self.frames.map_or("0 or more".into(), |n| format!("from 0 to {}", n.saturating_sub(1)));
@@ -129,12 +156,13 @@ impl<'a> Video<'a> {
         Ok(())
     }
 
+    /// Features of a frame, those that are held if they are of this very image.
     fn features(&mut self, frame: i64, image: &Tensor) -> Result<Features> {
         match &self.features {
-            Some((at, features)) if *at == frame => Ok(features.clone()),
+            Some(seen) if seen.frame == frame && same(&seen.image, image) => Ok(seen.features.clone()),
             _ => {
                 let features = self.model.encode(&Tape::no_grad(), &Var::constant(image.clone()), &[])?;
-                self.features = Some((frame, features.clone()));
+                self.features = Some(Seen { frame, image: image.clone(), features: features.clone() });
                 Ok(features)
             }
         }
@@ -144,8 +172,12 @@ impl<'a> Video<'a> {
     /// normalised image is `[1, S, S, 3]`. `replace` forgets earlier points of the object in the frame. Returns the masks of all
     /// objects in the frame.
     ///
+    /// The features of the last frame are held, and with them its image: the same tensor, or on the CPU an equal one, is not
+    /// encoded again; another image of the frame is.
+    ///
     /// # Errors
-    /// When the frame is none of the video.
+    /// When the frame is none of the video, or the image has another size. The objects and their prompts are as before then,
+    /// whatever failed.
     pub fn add_points(
         &mut self,
         frame: i64,
@@ -158,22 +190,22 @@ impl<'a> Video<'a> {
         if points.prompts != 1 {
             return Err(Error::value("video", "points", points.prompts, "one prompt, for one object"));
         }
-        let features = self.features(frame, image)?; // of an image that does not fit nothing is left
-        let at = self.object(object);
-        let all = match self.objects[at].1.points.get(&frame) {
+        let features = self.features(frame, image)?;
+        let all = match self.known(object).and_then(|known| known.points.get(&frame)) {
             Some(old) if !replace => old.then(points)?,
             _ => points.clone(),
         };
-        let previous = self.previous(at, frame)?;
-        self.prompt(at, frame, &features, Ask { points: Some(&all), previous: previous.as_ref(), ..Ask::default() })?;
-        self.objects[at].1.points.insert(frame, all);
-        self.masks(frame)
+        let previous = self.answer(object, frame).map(|answer| clamped(&answer.masks)).transpose()?;
+        let ask = Ask { points: Some(&all), previous: previous.as_ref(), ..Ask::default() };
+        let answer = self.prompt(object, frame, &features, ask)?;
+        self.accept(object, frame, answer, Some(all))
     }
 
     /// Adds the mask of an object in a frame: `[1, S, S, 1]` of zeros and ones. Returns the masks of all objects in the frame.
     ///
     /// # Errors
-    /// When the frame is none of the video, or the mask has another size.
+    /// When the frame is none of the video, or image or mask have another size. The objects and their prompts are as before then,
+    /// whatever failed.
     pub fn add_mask(&mut self, frame: i64, image: &Tensor, object: i64, mask: &Tensor) -> Result<FrameMasks> {
         self.check(frame)?;
         let side = self.model.sizes().image_size;
@@ -181,103 +213,123 @@ impl<'a> Video<'a> {
             return Err(Error::shape("video", "mask", mask.shape(), format!("[1, {side}, {side}, 1]")));
         }
         let features = self.features(frame, image)?;
-        let at = self.object(object);
-        self.prompt(at, frame, &features, Ask { masks: Some(mask), ..Ask::default() })?;
-        self.objects[at].1.points.remove(&frame);
-        self.masks(frame)
+        let answer = self.prompt(object, frame, &features, Ask { masks: Some(mask), ..Ask::default() })?;
+        self.accept(object, frame, answer, None)
     }
 
-    /// The logits of the last answer as a prompt.
-    fn previous(&self, at: usize, frame: i64) -> Result<Option<Var>> {
-        let object = &self.objects[at].1;
-        let answer = object.fresh.get(&frame).map(|(_, answer)| answer).or_else(|| object.kept.get(&frame));
-        answer.map(|answer| clamped(&answer.masks)).transpose()
-    }
-
-    fn prompt(&mut self, at: usize, frame: i64, features: &Features, ask: Ask) -> Result<()> {
-        let object = &self.objects[at].1;
+    /// The answer to a prompt, and whether its frame is a conditioning one from then on. Changes nothing.
+    fn prompt(&self, id: i64, frame: i64, features: &Features, ask: Ask) -> Result<(bool, ObjectFrame)> {
+        let new = Object::default();
+        let object = self.known(id).unwrap_or(&new);
         let tracked = object.tracked.get(&frame).copied();
         let ask = Ask { initial: tracked.is_none(), ..ask };
         let now = Now { frame, video: self.frames, reverse: tracked.unwrap_or(false) };
-        let (tape, mode) = (Tape::no_grad(), Mode::Evaluate);
-        let answer = self.model.track(&tape, features, &object.bank, now, ask, 1, mode)?;
+        let answer = self.model.track(&Tape::no_grad(), features, &object.bank, now, ask, 1, Mode::Evaluate)?;
         // A frame that had a prompt stays one, corrected or not.
         let stays = object.bank.is_prompted(frame);
         let conditioning = ask.initial || stays || self.options.add_all_frames_to_correct_as_cond;
-        let holes = self.options.fill_hole_area;
-        self.objects[at].1.fresh.insert(frame, (conditioning, kept(&answer, None, holes)?));
-        Ok(())
+        Ok((conditioning, kept(&answer, None, self.options.fill_hole_area)?))
+    }
+
+    /// Takes the answer to a prompt over, with all points of the frame if it was by points; nothing of it if the masks cannot be
+    /// made.
+    fn accept(
+        &mut self,
+        id: i64,
+        frame: i64,
+        answer: (bool, ObjectFrame),
+        points: Option<Points>,
+    ) -> Result<FrameMasks> {
+        let before = self.objects.len();
+        let at = self.objects.iter().position(|(known, _)| *known == id).unwrap_or(before);
+        if at == before {
+            self.objects.push((id, Object::default()));
+        }
+        let object = &mut self.objects[at].1;
+        let points = put(&mut object.points, frame, points);
+        let fresh = put(&mut object.fresh, frame, Some(answer));
+        let masks = self.masks(frame, 1);
+        if masks.is_err() {
+            let object = &mut self.objects[at].1;
+            put(&mut object.points, frame, points);
+            put(&mut object.fresh, frame, fresh);
+            self.objects.truncate(before);
+        }
+        masks
     }
 
     /// Makes the memories of frames that got prompts since the last call. [`step`](Self::step) does it by itself as long as it
-    /// is given frames with prompts in turn; before the first step of a video call it with `image` of each such frame.
+    /// is given frames with prompts in turn; before the first step of a video call it with `image`, which is asked for each such
+    /// frame whose features are not held.
     ///
     /// # Errors
     /// What `image` fails with.
-    pub fn remember(&mut self, mut image: impl FnMut(i64) -> Result<Tensor>) -> Result<()> {
-        let frames: Vec<i64> = {
-            let fresh = self.objects.iter().flat_map(|(_, object)| object.fresh.keys().copied());
-            let all: std::collections::BTreeSet<i64> = fresh.collect();
-            all.into_iter().collect()
-        };
+    pub fn remember(&mut self, image: impl FnMut(i64) -> Result<Tensor>) -> Result<()> {
+        self.remember_with(None, image)
+    }
+
+    /// As [`remember`](Self::remember), with an image of a frame that holds whatever was seen of it before.
+    fn remember_with(
+        &mut self,
+        given: Option<(i64, &Tensor)>,
+        mut image: impl FnMut(i64) -> Result<Tensor>,
+    ) -> Result<()> {
+        let fresh = self.objects.iter().flat_map(|(_, object)| object.fresh.keys().copied());
+        let frames: BTreeSet<i64> = fresh.collect();
         for frame in frames {
-            let features = match &self.features {
-                Some((at, features)) if *at == frame => features.clone(),
+            let features = match (given, &self.features) {
+                (Some((at, image)), _) if at == frame => self.features(frame, image)?,
+                (_, Some(seen)) if seen.frame == frame => seen.features.clone(),
                 _ => self.features(frame, &image(frame)?)?,
             };
-            for (_, object) in &mut self.objects {
-                let Some((conditioning, mut answer)) = object.fresh.remove(&frame) else { continue };
-                // From the small mask again, and as the answer to a prompt, whatever it was.
-                let tape = Tape::no_grad();
-                let masks = self.model.enlarge(&tape, &Var::constant(answer.masks.clone()))?;
-                let score = Var::constant(answer.score.clone());
-                let memory = self.model.remember(&tape, &features, &masks, &score, true, Mode::Evaluate)?;
-                let memory = stored(memory.value())?;
-                let of_bank = Kept {
-                    memory: Some(Var::constant(memory.clone())),
-                    obj_ptr: Var::constant(answer.pointer.clone()),
-                };
-                if conditioning {
-                    object.bank.condition(frame, of_bank);
-                } else {
-                    object.bank.track(frame, of_bank);
-                }
-                answer.memory = Some(memory);
-                object.kept.insert(frame, answer);
+            let has = |at: &usize| self.objects[*at].1.fresh.contains_key(&frame);
+            let objects: Vec<usize> = (0..self.objects.len()).filter(has).collect();
+            for part in objects.chunks(MAX_BATCH) {
+                self.remember_part(frame, &features, part)?;
             }
         }
         Ok(())
     }
 
-    /// Tracks all objects into a frame. Frames with prompts are not computed again.
+    /// Makes the memories of some objects that got prompts in a frame: from the small masks again, and as the answers to prompts,
+    /// whatever they were.
+    fn remember_part(&mut self, frame: i64, features: &Features, objects: &[usize]) -> Result<()> {
+        let fresh = objects.iter().filter_map(|&at| self.objects[at].1.fresh.get(&frame));
+        let (masks, scores): (Vec<&Tensor>, Vec<&Tensor>) = fresh.map(|(_, a)| (&a.masks, &a.score)).unzip();
+        let (tape, masks) = (Tape::no_grad(), Var::constant(beside(&masks)?));
+        let (masks, scores) = (self.model.enlarge(&tape, &masks)?, Var::constant(beside(&scores)?));
+        let memories = self.model.remember(&tape, features, &masks, &scores, true, Mode::Evaluate)?;
+        for (&at, memory) in objects.iter().zip(apart(&stored(memories.value())?)?) {
+            let object = &mut self.objects[at].1;
+            if let Some((conditioning, answer)) = object.fresh.remove(&frame) {
+                object.keep(frame, conditioning, ObjectFrame { memory: Some(memory), ..answer });
+            }
+        }
+        Ok(())
+    }
+
+    /// Tracks all objects into a frame: in one pass those that read equally many memories, up to 16 of them. An object's masks do
+    /// not depend on which others there are, but for rounding. Frames with prompts are not computed again.
     ///
     /// Forgets memories that no frame after this one can read: those farther than the bank reaches from this frame and from
     /// every frame with a prompt.
     ///
     /// # Errors
-    /// When the frame is none of the video, an object has no prompt yet, or [`remember`](Self::remember) was not called after one.
+    /// When the frame is none of the video, or [`remember`](Self::remember) was not called after a prompt in another. No object is
+    /// tracked then.
     pub fn step(&mut self, frame: i64, image: &Tensor, reverse: bool) -> Result<FrameMasks> {
         self.check(frame)?;
-        if self.objects.iter().any(|(_, object)| !object.fresh.is_empty()) {
-            self.remember(|at| {
-                let expected = format!("frame {at}, which has a prompt without a memory: call `remember` first");
-                if at == frame { Ok(image.clone()) } else { Err(Error::value("video", "frame", frame, expected)) }
-            })?;
-        }
+        self.remember_with(Some((frame, image)), |at| {
+            let expected = format!("frame {at}, which has a prompt without a memory: call `remember` first");
+            Err(Error::value("video", "frame", frame, expected))
+        })?;
         let features = self.features(frame, image)?;
-        let now = Now { frame, video: self.frames, reverse };
-        let (tape, mode) = (Tape::no_grad(), Mode::Evaluate);
-        let (reach, holes) = (self.reach(), self.options.fill_hole_area);
+        let (passes, answers) = self.follow(&features, Now { frame, video: self.frames, reverse })?;
+        for (at, answer) in answers {
+            self.objects[at].1.keep(frame, false, answer);
+        }
+        let reach = self.reach();
         for (_, object) in &mut self.objects {
-            if !object.bank.is_prompted(frame) {
-                let answer = self.model.track(&tape, &features, &object.bank, now, Ask::default(), 1, mode)?;
-                let (masks, scores) = (&answer.high_res_masks, &answer.object_scores);
-                let memory = self.model.remember(&tape, &features, masks, scores, false, mode)?;
-                let memory = stored(memory.value())?;
-                let of_bank = Kept { memory: Some(Var::constant(memory.clone())), obj_ptr: answer.obj_ptr.clone() };
-                object.bank.track(frame, of_bank);
-                object.kept.insert(frame, kept(&answer, Some(memory), holes)?);
-            }
             object.tracked.insert(frame, reverse);
             let prompted = object.bank.prompted();
             let near = |at: i64| at.abs_diff(frame) <= reach || prompted.iter().any(|p| p.abs_diff(at) <= reach);
@@ -285,7 +337,31 @@ impl<'a> Video<'a> {
             object.kept.retain(|at, _| near(*at));
             object.tracked.retain(|at, _| near(*at)); // what is forgotten begins anew when it gets a prompt
         }
-        self.masks(frame)
+        self.masks(frame, passes)
+    }
+
+    /// The number of passes, and the answers about the objects that have no prompt in the frame, by place.
+    fn follow(&self, features: &Features, now: Now) -> Result<(usize, Vec<(usize, ObjectFrame)>)> {
+        let (tape, mode) = (Tape::no_grad(), Mode::Evaluate);
+        let rules = self.model.rules(mode);
+        let mut waiting = Vec::with_capacity(self.objects.len());
+        for (at, (_, object)) in self.objects.iter().enumerate() {
+            if !object.bank.is_prompted(now.frame) {
+                waiting.push((at, object.bank.reads(&rules, now)?));
+            }
+        }
+        let groups = groups(waiting);
+        let mut answers = Vec::with_capacity(self.objects.len());
+        for group in &groups {
+            let banks = group.objects.iter().map(|&at| &self.objects[at].1.bank);
+            let of: Vec<(&Bank, &Reads)> = banks.zip(&group.reads).collect();
+            let answer = self.model.follow(&tape, features, &of, mode)?;
+            let (masks, scores) = (&answer.high_res_masks, &answer.object_scores);
+            let memory = self.model.remember(&tape, features, masks, scores, false, mode)?;
+            let all = kept(&answer, Some(stored(memory.value())?), self.options.fill_hole_area)?;
+            answers.extend(group.objects.iter().copied().zip(each(&all)?));
+        }
+        Ok((groups.len(), answers))
     }
 
     /// Frames that a memory or a pointer may be away from the frame that reads it.
@@ -296,24 +372,44 @@ impl<'a> Video<'a> {
     }
 
     /// Masks of all objects in a frame at the video's size; those without an answer are empty.
-    fn masks(&self, frame: i64) -> Result<FrameMasks> {
+    fn masks(&self, frame: i64, passes: usize) -> Result<FrameMasks> {
         let side = self.model.sizes().image_size / 4;
         let device = self.model.no_obj_ptr.value().device().clone();
         let empty = Tensor::full([1, 1, side, side], NO_OBJ_SCORE, &device)?;
         let [h, w] = self.size;
         let plan = self.to_video.get(h, w, &device, || Plan::bilinear([side, side], [h, w], &device))?;
         let mut all: Vec<f32> = Vec::with_capacity(self.objects.len() * h * w);
-        for (id, _) in &self.objects {
-            let masks = self.answer(*id, frame).map_or_else(|| Ok(empty.clone()), |a| a.masks.cast(DType::F32))?;
-            let masks = Var::constant(masks.reshape([1, side, side, 1])?);
-            all.extend(resample(&Tape::no_grad(), &masks, &plan)?.value().to_vec::<f32>()?);
+        for objects in self.objects.chunks(MAX_BATCH) {
+            let small = objects.iter().map(|(_, object)| match object.answer(frame) {
+                Some(answer) => answer.masks.cast(DType::F32),
+                None => Ok(empty.clone()),
+            });
+            let small: Vec<Tensor> = small.collect::<Result<_>>()?;
+            let small = beside(&small.iter().collect::<Vec<_>>())?.reshape([objects.len(), side, side, 1])?;
+            all.extend(resample(&Tape::no_grad(), &Var::constant(small), &plan)?.value().to_vec::<f32>()?);
         }
         if self.options.non_overlap_masks {
             without_overlap(&mut all, h * w)?;
         }
         let masks = Tensor::from_slice(&all, [self.objects.len(), 1, h, w], &crate::Device::Cpu)?;
-        Ok(FrameMasks { frame, objects: self.objects(), masks })
+        Ok(FrameMasks { frame, objects: self.objects(), masks, passes })
     }
+}
+
+/// Puts a value where another or none was, or takes it away; returns what was there.
+fn put<T>(map: &mut BTreeMap<i64, T>, at: i64, value: Option<T>) -> Option<T> {
+    match value {
+        Some(value) => map.insert(at, value),
+        None => map.remove(&at),
+    }
+}
+
+/// Whether two images are the same: one tensor, whose values nobody can change while two hold it, or on a host equal values. On
+/// a GPU equal copies count as different, since comparing them means to wait for both.
+fn same(a: &Tensor, b: &Tensor) -> bool {
+    let alike = a.shape() == b.shape() && a.dtype() == b.dtype() && a.device() == b.device();
+    let equal = || matches!((a.storage().host(), b.storage().host()), (Some(a), Some(b)) if a == b);
+    alike && (a.ptr() == b.ptr() || equal())
 }
 
 fn kept(answer: &Answer, memory: Option<Tensor>, holes: usize) -> Result<ObjectFrame> {
@@ -325,7 +421,7 @@ fn kept(answer: &Answer, memory: Option<Tensor>, holes: usize) -> Result<ObjectF
     })
 }
 
-/// Logits `[1, 1, h, w]` without holes of up to `area` pixels.
+/// Logits `[O, 1, h, w]` without holes of up to `area` pixels.
 fn filled(masks: &Tensor, area: usize) -> Result<Tensor> {
     if area == 0 {
         return Ok(masks.clone());
