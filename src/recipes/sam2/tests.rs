@@ -1,7 +1,9 @@
+use super::clip::{Clip, Need};
 use super::{Features, Label, Mode, Options, Points, Preset, Prompt, Sam2, Sizes, Video, VideoOptions};
 use crate::nn::{Builder, Module};
+use crate::ops::mask_loss::Weights;
 use crate::random::{normal, stream};
-use crate::{DType, Device, Tape, Tensor, Var};
+use crate::{DType, Device, Grads, Tape, Tensor, Var};
 
 /// The smallest model that has every part.
 fn sizes() -> Sizes {
@@ -174,4 +176,39 @@ fn a_mask_is_a_prompt_of_its_own() {
     };
     assert!(ask(true).iter().all(|x| x.is_finite()));
     assert_ne!(ask(true), ask(false));
+}
+
+/// What a clip does not use has no gradient, and all of that is what a step may leave out.
+#[test]
+fn clips_reach_the_parameters_that_they_use() {
+    let mut model = model(DType::F32);
+    model.no_mem_pos_enc.trainable = false;
+    let images: Vec<f32> = frames(2, DType::F32).iter().flat_map(|frame| frame.to_vec::<f32>().unwrap()).collect();
+    let rules = super::pretrain::rules(0.1, 0.2, 0.9, 7);
+    let unreached = |prompted: &[usize], corrected: &[usize], by_points: bool| {
+        let inside: Vec<u8> = (0..32 * 32).map(|i| u8::from(i % 32 < 11)).collect();
+        let targets = [(); 2].map(|()| Tensor::from_slice(&inside, [1, 32 * 32], &Device::Cpu).unwrap());
+        let clip = Clip {
+            images: Tensor::from_slice(&images, [2, 32, 32, 3], &Device::Cpu).unwrap(),
+            targets: targets.into(),
+            prompted: prompted.into(),
+            corrected: corrected.into(),
+            by_points,
+            corrections: 1,
+            corrected_as_prompted: true,
+        };
+        let (tape, mut grads, mut points) = (Tape::new(), Grads::new(), |_: Need| Ok(click(5.0, 6.0)));
+        let found = model.clip_loss(&tape, &clip, &Weights::default(), 1.0, &[], &mut points).unwrap();
+        tape.backward_scaled(&found.loss, 1.0, &mut grads).unwrap();
+        let missing = model.params().into_iter().filter(|p| p.trainable && grads.get(p).is_none());
+        let names: Vec<String> = missing.map(|p| p.name().to_string()).collect();
+        assert!(names.iter().all(|name| rules.is_optional(name)), "{names:?}");
+        let parts = names.iter().map(|name| name.split('.').next().unwrap_or_default().to_string());
+        parts.collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(unreached(&[0], &[0], true), "mask_downsample");
+    assert_eq!(unreached(&[0], &[], true), "mask_downsample sam_prompt_encoder");
+    assert_eq!(unreached(&[0], &[], false), "no_mem_embed");
+    let memory = "maskmem_tpos_enc memory_attention memory_encoder no_obj_embed_spatial no_obj_ptr obj_ptr_proj obj_ptr_tpos_proj";
+    assert_eq!(unreached(&[0, 1], &[1], true), format!("mask_downsample {memory}"));
 }
