@@ -13,7 +13,7 @@ struct AdamWTensor {
     unsigned long long n;
     float lr_scale;
     float weight_decay;
-    float correction[2];  // of the scalars, for a tensor with fewer steps: to lr / (1 - beta1^t), to 1 / sqrt(1 - beta2^t)
+    float correction[2];  // factors of scalars[1] and scalars[2] for a tensor that has had fewer steps than t; else 1, 1
     unsigned group;  // of the norms
     unsigned pad;
 };

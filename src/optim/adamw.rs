@@ -63,7 +63,8 @@ impl Optimizer for AdamW {
         let &Rates { lr, decay, momentum, freeze_last_layer } = rates;
         let numbers = scalars(self.hyper, Step { lr, t, decay, momentum });
         let same = self.common.prepare(&params, &numbers, 1.0, freeze_last_layer)?;
-        // Which gradients there are, and the corrections of what was left out before, are in the tables of the launches.
+        // Which gradients there are, and the corrections of what was left out before, are in the tables of the
+        // launches.
         Ok(same && self.common.rules.optional.is_empty())
     }
 
@@ -101,8 +102,8 @@ impl Optimizer for AdamW {
         Ok(stats)
     }
 
-    /// The state as named tensors: `exp_avg.<name>`, `exp_avg_sq.<name>`, `step`, and `missed.<name>`, the number of steps
-    /// that left a parameter out, if any did.
+    /// The state as named tensors: `exp_avg.<name>`, `exp_avg_sq.<name>`, `step`, and `missed.<name>`, the number of
+    /// steps that left a parameter out, if any did.
     fn state(&self) -> Result<Vec<(String, Tensor)>> {
         let moments = self.exp_avg.save(KINDS[0]).chain(self.exp_avg_sq.save(KINDS[1]));
         let missed = self.missed.iter().map(|(name, missed)| save_count(format!("{MISSED}{name}"), *missed));

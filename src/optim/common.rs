@@ -53,8 +53,8 @@ impl Common {
     /// The gradients of `params`, in their order; `None` for those that this step leaves out.
     ///
     /// # Errors
-    /// [`Error::MissingGradients`] with the names of those that the [rules](Rules::optional) do not let a step leave out; of
-    /// all, if none has a gradient.
+    /// [`Error::MissingGradients`] with the names of those that the [rules](Rules::optional) do not let a step leave
+    /// out; of all, if none has a gradient.
     pub fn gradients<'a>(&self, params: &[&mut Param], grads: &'a Grads) -> Result<Vec<Option<&'a Tensor>>> {
         let found: Vec<Option<&Tensor>> = params.iter().map(|p| grads.get(p)).collect();
         let none = found.iter().all(Option::is_none);

@@ -62,9 +62,9 @@ pub struct Rules {
     /// follows it as a moving average, with the [momentum](super::Rates::momentum) of the step. [`AdamW`](super::AdamW)
     /// only.
     pub average: Option<(&'static str, &'static str)>,
-    /// Patterns of the parameters that a step may find without a gradient, because what it computed did not need them. It
-    /// leaves them out, as torch does: no update, no decay, no moments, and their bias corrections count their own steps.
-    /// Any other without a gradient is an error. [`AdamW`](super::AdamW) only, and not with an average.
+    /// Patterns of the parameters that a step may find without a gradient, because what it computed did not need them.
+    /// It leaves them out, as torch does: no update, no decay, no moments, and their bias corrections count their own
+    /// steps. Any other without a gradient is an error. [`AdamW`](super::AdamW) only, and not with an average.
     pub optional: Vec<&'static str>,
 }
 

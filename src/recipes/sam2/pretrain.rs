@@ -141,9 +141,9 @@ pub(super) mod unused {
     ];
 }
 
-/// Rates and decay by name: everything but biases and layer norms decays (the norms of convolutions do); the trunk of `depth`
-/// blocks learns at `layer_decay^(depth + 1 - i)` of the image encoder's rate, which is `vision` of the others', its position
-/// tables at all of it. What the clips of a step did not use is not part of the step.
+/// Rates and decay by name: everything but biases and layer norms decays (the norms of convolutions do); the trunk of
+/// `depth` blocks learns at `layer_decay^(depth + 1 - i)` of the image encoder's rate, which is `vision` of the
+/// others', its position tables at all of it. What the clips of a step did not use is not part of the step.
 /// Source: `training/optimizer.py` and the public configurations.
 pub fn rules(weight_decay: f64, vision: f64, layer_decay: f64, depth: usize) -> Rules {
     let group = |lr_scale: f64| Group { lr_scale, weight_decay };

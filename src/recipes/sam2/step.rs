@@ -182,7 +182,8 @@ impl Task for Pretrain {
 }
 
 impl Pretrain {
-    /// What a clip like this does not use has no gradient, and the step leaves it out; anything else without one is an error.
+    /// What a clip like this does not use has no gradient, and the step leaves it out; anything else without one is an
+    /// error.
     fn check_reached(&self, clip: &Clip, grads: &Grads) -> Result<()> {
         let mut optional = vec![if clip.by_points { unused::MASK_INPUT } else { unused::NO_MEMORY }];
         if clip.by_points && (clip.corrected.is_empty() || clip.corrections == 0) {

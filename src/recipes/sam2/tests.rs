@@ -209,6 +209,6 @@ fn clips_reach_the_parameters_that_they_use() {
     assert_eq!(unreached(&[0], &[0], true), "mask_downsample");
     assert_eq!(unreached(&[0], &[], true), "mask_downsample sam_prompt_encoder");
     assert_eq!(unreached(&[0], &[], false), "no_mem_embed");
-    let memory = "maskmem_tpos_enc memory_attention memory_encoder no_obj_embed_spatial no_obj_ptr obj_ptr_proj obj_ptr_tpos_proj";
-    assert_eq!(unreached(&[0, 1], &[1], true), format!("mask_downsample {memory}"));
+    let memory = "memory_attention memory_encoder no_obj_embed_spatial no_obj_ptr obj_ptr_proj obj_ptr_tpos_proj";
+    assert_eq!(unreached(&[0, 1], &[1], true), format!("mask_downsample maskmem_tpos_enc {memory}"));
 }
