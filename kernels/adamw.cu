@@ -13,6 +13,7 @@ struct AdamWTensor {
     unsigned long long n;
     float lr_scale;
     float weight_decay;
+    float correction[2];  // factors of scalars[1] and scalars[2] for a tensor that has had fewer steps than t; else 1, 1
     unsigned group;  // of the norms
     unsigned pad;
 };
@@ -36,7 +37,7 @@ __device__ void adamw(const AdamW& a) {
     float factor;
     if (!gradient_factor(a.norm, a.groups, t.group, factor)) return;
     const float decay = a.scalars[0] * t.lr_scale * (t.weight_decay * a.scalars[3]);
-    const float step = a.scalars[1] * t.lr_scale, root = a.scalars[2];
+    const float step = a.scalars[1] * t.lr_scale * t.correction[0], root = a.scalars[2] * t.correction[1];
     const float keep = a.scalars[4], take = a.scalars[5];
     for_each_in_chunk(t.n, a.chunk, chunk.index, [&](size_t i, auto width) {
         constexpr int N = decltype(width)::value;

@@ -3,8 +3,7 @@
 //! Folders come from `OCELLUS_GOLDENS` (colon-separated, searched recursively; default: `tests/goldens` and, when it is
 //! there, `../shared/goldens`), the device from `OCELLUS_TEST_DEVICE` (cpu, emulated, cuda; default cpu). A file's metadata
 //! key `kind` says what it pins; everything is built from the metadata `config`. One line per file:
-//! `ok <kind> <file> worst <error> of <tolerance>`, `FAILED ...`, `unknown ...` or `later ...` (a recipe that is not there
-//! yet). An unknown kind of a recipe that is there fails the run.
+//! `ok <kind> <file> worst <error> of <tolerance>`, `FAILED ...` or `unknown ...`, which fails the run too.
 
 #[path = "golden/clip.rs"]
 mod clip;
@@ -36,8 +35,12 @@ mod reader;
 mod sam2_host;
 #[path = "golden/sam2_model.rs"]
 mod sam2_model;
+#[path = "golden/sam2_names.rs"]
+mod sam2_names;
 #[path = "golden/sam2_parts.rs"]
 mod sam2_parts;
+#[path = "golden/sam2_train.rs"]
+mod sam2_train;
 #[path = "golden/sam2_video.rs"]
 mod sam2_video;
 #[path = "golden/siglip.rs"]
@@ -123,6 +126,7 @@ const KINDS: &[(&str, Runner)] = &[
     ("sam2/rope_attention", sam2_parts::rope_attention),
     ("sam2/tiny_model_weights", sam2_model::tiny_model_weights),
     ("sam2/train_step", sam2_video::train_step),
+    ("sam2/train_trajectory", sam2_train::train_trajectory),
     ("sam2/transforms", sam2_host::transforms),
     ("sam2/two_way_transformer", sam2_parts::two_way_transformer),
     ("sam2/video_multi_cond_stride", sam2_model::video_multi_cond_stride),
@@ -152,9 +156,6 @@ const KINDS: &[(&str, Runner)] = &[
     ("siglip/tokenizer", siglip_text::tokenizer),
     ("siglip/zero_shot", siglip_text::classification),
 ];
-
-/// Recipes and kinds still to come: listed, not failed.
-const LATER: &[&str] = &["sam2/train_trajectory"];
 
 fn folders() -> Vec<PathBuf> {
     if let Ok(list) = std::env::var("OCELLUS_GOLDENS") {
@@ -186,16 +187,12 @@ fn main() {
     for folder in folders() {
         collect(&folder, &mut files).unwrap_or_else(|e| panic!("OCELLUS_GOLDENS: {}: {e}", folder.display()));
     }
-    let (mut passed, mut failed, mut later) = (0, 0, 0);
+    let (mut passed, mut failed) = (0, 0);
     for path in files.iter().filter(|p| only.as_ref().is_none_or(|o| p.to_string_lossy().contains(o.as_str()))) {
         match run(path, &device) {
             Line::Ok(text) => {
                 passed += 1;
                 println!("ok {text}");
-            }
-            Line::Later(text) => {
-                later += 1;
-                println!("later {text}");
             }
             Line::Unknown(text) => {
                 failed += 1;
@@ -208,7 +205,7 @@ fn main() {
         }
     }
     let verdict = if failed == 0 { "ok" } else { "FAILED" };
-    println!("\ntest result: {verdict}. {passed} passed; {failed} failed; {later} ignored; 0 measured; 0 filtered out");
+    println!("\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out");
     if failed > 0 || passed == 0 {
         std::process::exit(1);
     }
@@ -216,7 +213,6 @@ fn main() {
 
 enum Line {
     Ok(String),
-    Later(String),
     Unknown(String),
     Failed(String),
 }
@@ -229,8 +225,7 @@ fn run(path: &Path, device: &Device) -> Line {
     };
     let kind = golden.kind.clone();
     let Some((_, runner)) = KINDS.iter().find(|(name, _)| *name == kind) else {
-        let text = format!("{kind} {file}");
-        return if LATER.iter().any(|l| kind.starts_with(l)) { Line::Later(text) } else { Line::Unknown(text) };
+        return Line::Unknown(format!("{kind} {file}"));
     };
     let mut report = Report::default();
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runner(&golden, device, &mut report)));

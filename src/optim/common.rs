@@ -38,15 +38,28 @@ impl Common {
         Self { op, rules, steps: 0, tables: (1.0, false), scalars, norm: None, work }
     }
 
-    /// An error if the rules ask for clipping by group or averages.
+    /// An error if the rules ask for clipping by group, averages, or steps that leave parameters out.
     pub fn refuse_groups(&self) -> Result<()> {
         let rules = &self.rules;
         let unknown = |field, given: String| Err(Error::value(self.op, field, given, "none, which is for adamw"));
-        match (rules.clip_groups.first(), rules.average) {
-            (Some((start, _)), _) => unknown("rules.clip_groups", format!("`{start}`")),
-            (_, Some((_, start))) => unknown("rules.average", format!("`{start}`")),
+        match (rules.clip_groups.first(), rules.average, rules.optional.first()) {
+            (Some((start, _)), _, _) => unknown("rules.clip_groups", format!("`{start}`")),
+            (_, Some((_, start)), _) => unknown("rules.average", format!("`{start}`")),
+            (_, _, Some(pattern)) => unknown("rules.optional", format!("`{pattern}`")),
             _ => Ok(()),
         }
+    }
+
+    /// The gradients of `params`, in their order; `None` for those that this step leaves out.
+    ///
+    /// # Errors
+    /// [`Error::MissingGradients`] with the names of those that the [rules](Rules::optional) do not let a step leave
+    /// out; of all, if none has a gradient.
+    pub fn gradients<'a>(&self, params: &[&mut Param], grads: &'a Grads) -> Result<Vec<Option<&'a Tensor>>> {
+        let found: Vec<Option<&Tensor>> = params.iter().map(|p| grads.get(p)).collect();
+        let none = found.iter().all(Option::is_none);
+        grads.check_complete(params.iter().map(|p| &**p).filter(|p| none || !self.rules.is_optional(p.name())))?;
+        Ok(found)
     }
 
     /// The numbers of a step on the device of `params`: `scalars` are read from there, `decay` and a frozen last layer are
@@ -98,7 +111,7 @@ impl Common {
     /// were given the [norms](Self::norm) have checked them and changed nothing then.
     pub fn finish(&mut self, params: &mut [&mut Param], grads: &Grads) -> Result<StepStats> {
         let params = trainable(params)?;
-        let grads = gradients(&params, grads)?;
+        let grads = self.gradients(&params, grads)?;
         let values = match (&self.norm, params.is_empty()) {
             (Some(norm), false) => norm.to_f64()?,
             _ => return Ok(StepStats { grad_norm: 0.0, clip_factor: 1.0, groups: vec![] }),
@@ -120,8 +133,8 @@ impl Common {
 }
 
 /// The first gradient that is not finite.
-fn at_fault(step: u64, params: &[&mut Param], grads: &[&Tensor]) -> Result<Option<Error>> {
-    for (p, g) in params.iter().zip(grads) {
+fn at_fault(step: u64, params: &[&mut Param], grads: &[Option<&Tensor>]) -> Result<Option<Error>> {
+    for (p, g) in params.iter().zip(grads).filter_map(|(p, g)| Some((p, (*g)?))) {
         if let Some(x) = g.to_f64()?.into_iter().find(|x| !x.is_finite()) {
             return Ok(Some(non_finite(step, format!("gradient of {}", p.name()), x)));
         }

@@ -62,6 +62,10 @@ pub struct Rules {
     /// follows it as a moving average, with the [momentum](super::Rates::momentum) of the step. [`AdamW`](super::AdamW)
     /// only.
     pub average: Option<(&'static str, &'static str)>,
+    /// Patterns of the parameters that a step may find without a gradient, because what it computed did not need them.
+    /// It leaves them out, as torch does: no update, no decay, no moments, and their bias corrections count their own
+    /// steps. Any other without a gradient is an error. [`AdamW`](super::AdamW) only, and not with an average.
+    pub optional: Vec<&'static str>,
 }
 
 impl Rules {
@@ -107,6 +111,7 @@ impl Rules {
                 ("student.ibot_head.", "grad_norm_ibot_head"),
             ],
             average: Some(("student.", "teacher.")),
+            optional: vec![],
         }
     }
 
@@ -123,6 +128,11 @@ impl Rules {
     /// Whether a parameter is of the last layer.
     pub fn is_last_layer(&self, name: &str) -> bool {
         self.last_layer.is_some_and(|pattern| matches(pattern, name))
+    }
+
+    /// Whether a step may leave a parameter out.
+    pub fn is_optional(&self, name: &str) -> bool {
+        self.optional.iter().any(|pattern| matches(pattern, name))
     }
 
     /// Which of the groups that are clipped each on its own a parameter belongs to; the number of them if to none.

@@ -69,6 +69,11 @@ impl Named {
         self.tensors.values_mut()
     }
 
+    /// Whether there is one of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// `<kind>.<name>` and tensor of each.
     pub fn save(&self, kind: &str) -> impl Iterator<Item = (String, Tensor)> {
         self.tensors.iter().map(move |(name, t)| (format!("{kind}.{name}"), t.clone()))
@@ -77,8 +82,22 @@ impl Named {
 
 /// The step count as a tensor.
 pub(super) fn save_step(steps: u64) -> Result<(String, Tensor)> {
-    let count = i32::try_from(steps).map_err(|_| Error::value("optimizer", "step", steps, "below 2^31"))?;
-    Ok((STEP.into(), Tensor::from_slice(&[count], Shape::default(), &Device::Cpu)?))
+    save_count(STEP.into(), steps)
+}
+
+/// A count as a tensor.
+pub(super) fn save_count(name: String, count: u64) -> Result<(String, Tensor)> {
+    let value = i32::try_from(count).map_err(|_| Error::value("optimizer", name.clone(), count, "below 2^31"))?;
+    Ok((name, Tensor::from_slice(&[value], Shape::default(), &Device::Cpu)?))
+}
+
+/// What [`save_count`] saved.
+pub(super) fn count(op: &'static str, name: &str, saved: Option<&Tensor>) -> Result<u64> {
+    let value = saved.map(Tensor::item).transpose()?;
+    match value.filter(|x| *x >= 0.0 && x.fract() == 0.0) {
+        Some(count) => Ok(count as u64),
+        None => Err(Error::value(op, name, value.map_or("missing".into(), |x| x.to_string()), "a whole number")),
+    }
 }
 
 /// Sorts a saved state into its kinds: `<kind>.<name>` for each of `kinds`, and the step count.
@@ -94,7 +113,7 @@ pub(super) fn load<const N: usize>(
     let mut steps = None;
     for (full, tensor) in state {
         if full == STEP {
-            steps = Some(tensor.item()?);
+            steps = Some(tensor);
             continue;
         }
         let found = kinds.iter().zip(&mut named).find_map(|(kind, named)| {
@@ -109,10 +128,7 @@ pub(super) fn load<const N: usize>(
         }
         named.tensors.insert(name, tensor);
     }
-    let whole = |x: &f64| *x >= 0.0 && x.fract() == 0.0;
-    let Some(steps) = steps.filter(whole) else {
-        return Err(Error::value(op, STEP, steps.map_or("missing".into(), |x: f64| x.to_string()), "a whole number"));
-    };
+    let steps = count(op, STEP, steps.as_ref())?;
     for (kind, other) in kinds.iter().zip(&named).skip(1) {
         let differs = named[0].tensors.keys().zip(other.tensors.keys()).find(|(a, b)| a != b);
         if differs.is_some() || named[0].tensors.len() != other.tensors.len() {
@@ -120,5 +136,5 @@ pub(super) fn load<const N: usize>(
             return Err(Error::value(op, "state", format!("other names of {kind}"), expected));
         }
     }
-    Ok((named, steps as u64))
+    Ok((named, steps))
 }

@@ -1,3 +1,4 @@
+mod absent;
 mod distillation;
 
 use proptest::prelude::*;

@@ -151,6 +151,7 @@ pub struct Report {
     seen: BTreeSet<String>,
     worst: Option<(f64, f64)>, // error, tolerance
     failures: Vec<String>,
+    hints: Vec<String>,
 }
 
 impl Report {
@@ -213,6 +214,11 @@ impl Report {
 
     pub fn fail(&mut self, text: String) {
         self.failures.push(text);
+    }
+
+    /// Something of the file that was not understood: part of the message, should anything differ.
+    pub fn hint(&mut self, text: String) {
+        self.hints.push(text);
     }
 
     /// Compares `<prefix>.<parameter>` for each tensor of that prefix with upstream-named values `got`. `spelled` maps the
@@ -298,11 +304,15 @@ impl Report {
             return Err("the file has no output, grad, grad_input or after tensor: nothing to compare".into());
         }
         let skipped: Vec<&str> = pinned.into_iter().filter(|n| !self.seen.contains(*n)).collect();
-        if !skipped.is_empty() {
-            return Err(format!("not compared: {}", skipped.join(", ")));
-        }
+        let hints = match self.hints.is_empty() {
+            true => String::new(),
+            false => format!("; not understood: {}", self.hints.join(", ")),
+        };
         if let Some(first) = self.failures.first() {
-            return Err(format!("{first} ({} in all)", self.failures.len()));
+            return Err(format!("{first} ({} in all){hints}", self.failures.len()));
+        }
+        if !skipped.is_empty() {
+            return Err(format!("not compared: {}{hints}", skipped.join(", ")));
         }
         Ok(self.worst.unwrap_or((0.0, 0.0)))
     }

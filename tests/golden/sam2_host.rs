@@ -242,16 +242,15 @@ pub fn jf_metric(g: &Golden, _: &Device, report: &mut Report) -> Outcome {
             let predicted = masks(g, &format!("input.{video}.pred_obj{object}"))?;
             let middle = 1..(truth.len() - 1).max(1);
             let all = metric::frames(&truth, &predicted, boundary)?;
-            let without_ends = metric::frames(&truth[middle.clone()], &predicted[middle], boundary)?;
-            // Frames in which nothing is there yet may be listed, with 1.
-            let unseen = vec![metric::Scores { j: 1.0, f: 1.0 }; truth.len() - all.len()];
-            let listed = [unseen, all.clone()].concat();
-            let readings = [&all, &without_ends, &listed].map(Vec::as_slice);
+            let without_ends = metric::frames(&truth[middle.clone()], &predicted[middle.clone()], boundary)?;
+            // Frames in which nothing is there yet have no score; those at the ends are skipped or not, as their number
+            // says.
+            let listed = g.tensors.get(&format!("output.{video}.obj{object}.J_per_frame"));
+            let skipped = listed.is_some_and(|listed| listed.values.len() != all.len());
+            let frames = if skipped { &without_ends } else { &all };
             for (letter, of) in [("J", (|s| s.j) as fn(&metric::Scores) -> f64), ("F", |s| s.f)] {
                 let name = format!("output.{video}.obj{object}.{letter}_per_frame");
-                if g.tensors.contains_key(&name) {
-                    nearest(g, report, &name, readings.map(|r| r.iter().map(of).collect()).to_vec());
-                }
+                report.compare(g, &name, &frames.iter().map(of).collect::<Vec<_>>());
             }
             for name in outputs(g, &format!("{video}.boundary_f")) {
                 if let Some(frame) = field(name, "f").filter(|_| name.ends_with(&format!("_obj{object}"))) {
@@ -265,8 +264,10 @@ pub fn jf_metric(g: &Golden, _: &Device, report: &mut Report) -> Outcome {
                 &format!("output.{video}.boundary_pixels"),
                 &[metric::radius([height, width], boundary) as f64],
             );
-            whole.extend(metric::Scores::mean(&all));
-            inner.extend(metric::Scores::mean(&without_ends));
+            // An object that is nowhere in the truth does not count.
+            let there = |masks: &[BinaryMask]| masks.iter().any(|mask| mask.area() > 0);
+            whole.extend(metric::Scores::mean(&all).filter(|_| there(&truth)));
+            inner.extend(metric::Scores::mean(&without_ends).filter(|_| there(&truth[middle])));
         }
         // Of all objects or of each; of all frames or without the ends; from 0 to 1 or in percent.
         for (letter, of) in [("J", (|s| s.j) as fn(&metric::Scores) -> f64), ("F", |s| s.f)] {
@@ -372,7 +373,7 @@ fn strung(g: &Golden, report: &mut Report, name: &str, runs: &[Vec<Rle>; 2], of:
     for runs in runs {
         let lists: Vec<Vec<f64>> = runs.iter().map(of).collect();
         readings.push(lists.concat());
-        readings.extend(lists.iter().cloned());
+        readings.extend(lists.first().cloned());
         for separator in [-1.0, 0.0, 10.0, 32.0, 44.0] {
             readings.push(lists.join(&separator));
             readings.push([lists.join(&separator), vec![separator]].concat());

@@ -98,7 +98,8 @@ fn clicks(g: &Golden, frame: usize, step: usize) -> Fallible<Points> {
     let (coords, labels) = (format!("input.f{frame}.point_coords"), format!("input.f{frame}.point_labels"));
     let [objects, count, _] = g.get(&coords).shape[..] else { panic!() };
     // The first step has all that is left over for it: two corners of a box, say.
-    let first = count - corrections(g);
+    let corrected = frames_of(g, "input.correction_frames").contains(&frame);
+    let first = if corrected { count.saturating_sub(corrections(g)) } else { count };
     let range = if step == 0 { 0..first } else { first + step - 1..first + step };
     let (at, labels) = (g.floats(&coords), g.ints(&labels));
     let mut points = (Vec::new(), Vec::new());

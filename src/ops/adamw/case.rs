@@ -1,11 +1,12 @@
 //! Shapes of AdamW in the recipes.
 
-use super::{Hyper, Item, Step, Teacher, adamw, scalars};
+use super::{Hyper, Item, Step, Teacher, adamw, correction, scalars};
 use crate::ops::multi_tensor::vit_shapes;
 use crate::ops::{Case, Fill, Input};
 use crate::{DType, Shape, Tensor};
 
-/// One step (`t` = 3) over tensors of these shapes, with the factor of a clipped gradient; every other tensor decays.
+/// One step (`t` = 3) over tensors of these shapes, with the factor of a clipped gradient; every other tensor decays,
+/// every third is at its first step.
 pub fn case(id: impl Into<String>, shapes: &[Shape]) -> Case {
     let elements: usize = shapes.iter().map(Shape::numel).sum();
     build(id, shapes, |_| true).bytes(move |dtype: DType| (elements * (28 + dtype.size())) as u64)
@@ -27,7 +28,8 @@ pub(super) fn build(id: impl Into<String>, shapes: &[Shape], copied: fn(usize) -
             let [w, m, v, g, compute]: &mut [Tensor; 5] = tensors;
             let (lr_scale, weight_decay) = (1.0 / (1 + i % 4) as f64, if i % 2 == 0 { 0.05 } else { 0.0 });
             let compute = copied(i).then_some(compute);
-            Item { w, m, v, g, compute, lr_scale, weight_decay, teacher: None, group: 0 }
+            let correction = if i % 3 == 1 { correction(hyper, 3, 1) } else { [1.0; 2] };
+            Item { w, m, v, g, compute, lr_scale, weight_decay, teacher: None, group: 0, correction }
         };
         let mut items: Vec<Item> = held.as_chunks_mut().0.iter_mut().enumerate().map(item).collect();
         adamw(&mut items, hyper, step, norm.first(), work)
@@ -53,7 +55,8 @@ pub(super) fn build_with_teachers(id: impl Into<String>, shapes: &[Shape], copie
             let [w, m, v, g, compute, average, copy]: &mut [Tensor; 7] = tensors;
             let teacher = Teacher { average, compute: copied(i).then_some(copy) };
             let teacher = (i % 3 != 2).then_some(teacher);
-            Item { w, m, v, g, compute: Some(compute), lr_scale: 1.0, weight_decay: 0.5, teacher, group: i % 2 }
+            let (lr_scale, weight_decay, correction) = (1.0, 0.5, [1.0; 2]);
+            Item { w, m, v, g, compute: Some(compute), lr_scale, weight_decay, teacher, group: i % 2, correction }
         };
         let mut items: Vec<Item> = held.as_chunks_mut().0.iter_mut().enumerate().map(item).collect();
         adamw(&mut items, hyper, step, norm.first(), work)

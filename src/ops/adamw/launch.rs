@@ -22,6 +22,7 @@ struct Record {
     n: u64,
     lr_scale: f32,
     weight_decay: f32,
+    correction: [f32; 2],
     group: u32,
     pad: u32,
 }
@@ -70,6 +71,7 @@ pub(super) fn adamw(
             n: item.w.numel() as u64,
             lr_scale: item.lr_scale as f32,
             weight_decay: item.weight_decay as f32,
+            correction: item.correction.map(|factor| factor as f32),
         })
     };
     let records = items.iter_mut().map(record).collect::<Result<Vec<_>>>()?;

@@ -9,6 +9,8 @@
 //! torch's `AdamW`. One kernel for all tensors reads `w, m, v, g` once and writes `w, m, v` and the copy that the next
 //! forward reads: 30 bytes per element with a 16-bit copy.
 //!
+//! A tensor that some steps left out has a `t` of its own: the number of its steps, as in torch.
+//!
 //! A teacher follows in the same pass, `t ← momentum · t + (1 - momentum) · w` (Tarvainen and Valpola 2017, arXiv
 //! 1703.01780, equation 2): 8 bytes per element more, 10 with its copy.
 
@@ -45,6 +47,8 @@ pub struct Item<'a> {
     pub teacher: Option<Teacher<'a>>,
     /// Row of `norm` with the factor of the gradient.
     pub group: usize,
+    /// [`correction`] of a tensor whose steps are fewer than [`Step::t`]; else `[1, 1]`.
+    pub correction: [f64; 2],
 }
 
 /// The moving average of one tensor.
@@ -89,10 +93,19 @@ impl Step {
 /// A step as [`adamw`] reads it from device memory: `lr`, `lr / (1-β₁ᵗ)`, `1 / √(1-β₂ᵗ)`, the factor of the decay,
 /// the momentum and 1 less it.
 pub fn scalars(hyper: Hyper, Step { lr, t, decay, momentum }: Step) -> [f64; 6] {
-    // -expm1(t ln β) = 1 - βᵗ without cancellation; β = 0 gives 1.
-    let correction = |beta: f64| -(t as f64 * beta.ln()).exp_m1();
-    let (step, root) = (lr / correction(hyper.beta1), 1.0 / correction(hyper.beta2).sqrt());
+    let (step, root) = (lr / weight(hyper.beta1, t), 1.0 / weight(hyper.beta2, t).sqrt());
     [lr, step, root, decay, momentum, 1.0 - momentum]
+}
+
+/// `1 - βᵗ`, what the weights of a mean over `t` steps add up to.
+fn weight(beta: f64, t: u64) -> f64 {
+    -(t as f64 * beta.ln()).exp_m1() // without cancellation; β = 0 gives 1
+}
+
+/// What makes the scalars of step `t` those of step `own ≤ t`: `(1-β₁ᵗ) / (1-β₁ᵒ)` and `√((1-β₂ᵗ) / (1-β₂ᵒ))`.
+pub fn correction(hyper: Hyper, t: u64, own: u64) -> [f64; 2] {
+    let ratio = |beta: f64| weight(beta, t) / weight(beta, own);
+    [ratio(hyper.beta1), ratio(hyper.beta2).sqrt()]
 }
 
 /// Updates every item in place.

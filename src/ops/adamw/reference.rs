@@ -49,10 +49,11 @@ pub(super) fn adamw(
         let mut tasks = Vec::new();
         for item in items {
             let scale = A::of(item.lr_scale);
+            let [of_step, of_root] = item.correction.map(A::of);
             let factors = Factors {
                 decay: scalars[0] * scale * (A::of(item.weight_decay) * scalars[3]),
-                step: scalars[1] * scale,
-                root: scalars[2],
+                step: scalars[1] * scale * of_step,
+                root: scalars[2] * of_root,
                 gradient: gradients.get(item.group).copied().unwrap_or(A::ONE),
                 beta1: [A::of(hyper.beta1), A::of(1.0 - hyper.beta1)],
                 beta2: [A::of(hyper.beta2), A::of(1.0 - hyper.beta2)],

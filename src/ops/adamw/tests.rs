@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::case::{build, build_with_teachers};
-use super::{Hyper, Item, Step, Teacher, adamw, scalars};
+use super::{Hyper, Item, Step, Teacher, adamw, correction, scalars};
 use crate::ops::multi_tensor::{CHUNK, Scalars, TASK, Workspace};
 use crate::testing::check;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
@@ -50,7 +50,18 @@ impl One {
         let (g, norm, mut step) = (tensor(g), norm.map(tensor), Scalars::new());
         let step = step.set(&scalars(HYPER, Step::new(lr, t)), DType::F64, &Device::Cpu)?;
         let Self { w, m, v } = self;
-        let item = Item { w, m, v, g: &g, compute: None, lr_scale: 1.0, weight_decay: 0.05, teacher: None, group: 0 };
+        let item = Item {
+            w,
+            m,
+            v,
+            g: &g,
+            compute: None,
+            lr_scale: 1.0,
+            weight_decay: 0.05,
+            teacher: None,
+            group: 0,
+            correction: [1.0; 2],
+        };
         adamw(&mut [item], HYPER, step, norm.as_ref(), &mut Workspace::new())
     }
 }
@@ -96,6 +107,7 @@ fn a_teacher_in_the_same_pass_is_the_average_after_it() {
             weight_decay: 0.05,
             teacher,
             group: 0,
+            correction: [1.0; 2],
         };
         let step = step.set(&scalars(HYPER, now), DType::F32, &Device::Cpu).unwrap();
         adamw(&mut [item], HYPER, step, None, &mut Workspace::new()).unwrap();
@@ -156,6 +168,18 @@ fn corrections_are_exact_for_small_and_large_steps() {
     assert_eq!(scalars(none, half)[3..], [3.0, 0.25, 0.75]);
 }
 
+/// What a tensor that was left out needs is the step of its own count.
+#[test]
+fn the_correction_turns_a_step_into_an_earlier_one() {
+    for (t, own) in [(1, 1), (7, 3), (100_000, 1), (5_000_000, 4_999_999)] {
+        let ([of_step, of_root], now, its) =
+            (correction(HYPER, t, own), scalars(HYPER, Step::new(2.0, t)), scalars(HYPER, Step::new(2.0, own)));
+        assert!((now[1] * of_step / its[1] - 1.0).abs() < 1e-14, "{t} {own}");
+        assert!((now[2] * of_root / its[2] - 1.0).abs() < 1e-14, "{t} {own}");
+    }
+    assert_eq!(correction(HYPER, 9, 9), [1.0, 1.0]);
+}
+
 #[test]
 fn wrong_arguments_are_named_and_change_nothing() {
     let t = |n: usize, dtype| Tensor::zeros([n], dtype, &Device::Cpu).unwrap();
@@ -172,6 +196,7 @@ fn wrong_arguments_are_named_and_change_nothing() {
             weight_decay: 0.0,
             teacher: None,
             group: 0,
+            correction: [1.0; 2],
         };
         let error = adamw(&mut [item], HYPER, &scalars, None, &mut Workspace::new()).unwrap_err();
         drop(held);

@@ -124,6 +124,49 @@ pub struct Config {
     pub dtype: Option<String>,
 }
 
+/// Patterns of the parameters that not every clip uses.
+pub(super) mod unused {
+    /// For masks as prompts.
+    pub const MASK_INPUT: &str = "mask_downsample.*";
+    /// For prompts that are not masks.
+    pub const NO_MEMORY: &str = "no_mem_embed";
+    /// For corrections.
+    pub const MASK_PROMPT: &str = "sam_prompt_encoder.mask_downscaling.*";
+    /// For frames without a prompt.
+    pub const MEMORY: [&str; 7] = [
+        "memory_attention.*",
+        "memory_encoder.*",
+        "maskmem_tpos_enc",
+        "obj_ptr_proj.*",
+        "obj_ptr_tpos_proj.*",
+        "no_obj_ptr",
+        "no_obj_embed_spatial",
+    ];
+}
+
+/// Rates and decay by name: everything but biases and layer norms decays (the norms of convolutions do); the trunk of
+/// `depth` blocks learns at `layer_decay^(depth + 1 - i)` of the image encoder's rate, which is `vision` of the
+/// others', its position tables at all of it. What the clips of a step did not use is not part of the step.
+/// Source: `training/optimizer.py` and the public configurations.
+pub fn rules(weight_decay: f64, vision: f64, layer_decay: f64, depth: usize) -> Rules {
+    let group = |lr_scale: f64| Group { lr_scale, weight_decay };
+    let undone = layer_decay.powi(depth as i32 + 1).recip(); // `pos_embed` is of the first layer
+    Rules {
+        weight_decay,
+        no_decay: vec![
+            "*bias*",
+            "image_encoder.trunk.blocks.*.norm*",
+            "memory_attention.*norm*",
+            "sam_mask_decoder.transformer.*norm*",
+        ],
+        vectors_decay: true,
+        layers: Some(LayerDecay { decay: layer_decay, depth, root: "image_encoder.trunk." }),
+        parts: vec![("image_encoder.trunk.pos_embed", group(vision * undone)), ("image_encoder.*", group(vision))],
+        optional: [&[unused::MASK_INPUT, unused::NO_MEMORY, unused::MASK_PROMPT][..], &unused::MEMORY].concat(),
+        ..Rules::default()
+    }
+}
+
 impl Config {
     /// Sizes of the model.
     pub fn sizes(&self) -> Sizes {
@@ -147,28 +190,11 @@ impl Config {
         self.warmup_epochs.unwrap_or(self.epochs as f64 / 20.0)
     }
 
-    /// Rates and decay by name: everything but biases and layer norms decays (the norms of convolutions do); the trunk learns at
-    /// `layer_decay^(depth + 1 - i)` of the image encoder's rate, its position tables at all of it.
-    /// Source: `training/optimizer.py` and the public configurations.
+    /// [`rules`] of the configuration.
     pub fn rules(&self) -> Rules {
-        let depth = self.sizes().trunk.stages.iter().sum::<usize>();
+        let depth = self.sizes().trunk.stages.iter().sum();
         let decay = self.layer_decay.unwrap_or_else(|| self.preset.layer_decay());
-        let group = |lr_scale: f64| Group { lr_scale, weight_decay: self.weight_decay };
-        let vision = self.vision_lr / self.lr;
-        let undone = decay.powi(depth as i32 + 1).recip(); // `pos_embed` is of the first layer
-        Rules {
-            weight_decay: self.weight_decay,
-            no_decay: vec![
-                "*bias*",
-                "image_encoder.trunk.blocks.*.norm*",
-                "memory_attention.*norm*",
-                "sam_mask_decoder.transformer.*norm*",
-            ],
-            vectors_decay: true,
-            layers: Some(LayerDecay { decay, depth, root: "image_encoder.trunk." }),
-            parts: vec![("image_encoder.trunk.pos_embed", group(vision * undone)), ("image_encoder.*", group(vision))],
-            ..Rules::default()
-        }
+        rules(self.weight_decay, self.vision_lr / self.lr, decay, depth)
     }
 
     /// Refuses values no run can use, naming key and value.

@@ -4,7 +4,7 @@ use super::clicks::{self, BoxNoise};
 use super::clip::{Clip, Need};
 use super::load;
 use super::model::Sam2;
-use super::pretrain::Config;
+use super::pretrain::{Config, unused};
 use super::prompt::{Label, Points};
 use crate::checkpoint::StateDict;
 use crate::data::augment::{IMAGENET_MEAN, IMAGENET_STD};
@@ -12,6 +12,7 @@ use crate::data::binary_mask::BinaryMask;
 use crate::data::{Batch, Image, Purpose, Stream};
 use crate::nn::{Builder, Drops, Module};
 use crate::ops::mask_loss::Weights;
+use crate::optim::Rules;
 use crate::recipes::{Found, Inputs, Numbers, Task};
 use crate::{DType, Device, Error, Grads, Result, Tape, Tensor};
 
@@ -143,7 +144,7 @@ impl Task for Pretrain {
         let mut points = |need: Need| prompts.points(need);
         let found = self.model.clip_loss(&tape, clip, weights, objects, &inputs.drops, &mut points)?;
         tape.backward_scaled(&found.loss, scale, grads)?;
-        self.rest(clip, grads)?;
+        self.check_reached(clip, grads)?;
         let mut terms = found.terms.iter();
         let mut sum = terms.next().ok_or_else(|| Error::value("sam2", "clip", 0, "at least one answer"))?.clone();
         for more in terms {
@@ -182,33 +183,18 @@ impl Task for Pretrain {
 }
 
 impl Pretrain {
-    /// Gives a zero gradient to the parameters that a clip like this cannot reach; one that should have been reached is an error
-    /// of the optimizer, which names it.
-    fn rest(&self, clip: &Clip, grads: &mut Grads) -> Result<()> {
-        const MEMORY: [&str; 7] = [
-            "memory_attention.",
-            "memory_encoder.",
-            "maskmem_tpos_enc",
-            "obj_ptr_proj.",
-            "obj_ptr_tpos_proj.",
-            "no_obj_ptr",
-            "no_obj_embed_spatial",
-        ];
-        let mut unused: Vec<&str> = vec![if clip.by_points { "mask_downsample." } else { "no_mem_embed" }];
+    /// What a clip like this does not use has no gradient, and the step leaves it out; anything else without one is an
+    /// error.
+    fn check_reached(&self, clip: &Clip, grads: &Grads) -> Result<()> {
+        let mut optional = vec![if clip.by_points { unused::MASK_INPUT } else { unused::NO_MEMORY }];
         if clip.by_points && (clip.corrected.is_empty() || clip.corrections == 0) {
-            unused.push("sam_prompt_encoder.mask_downscaling.");
+            optional.push(unused::MASK_PROMPT);
         }
         if clip.prompted.len() == clip.len() {
-            unused.extend(MEMORY); // no frame looks at the memory
+            optional.extend(unused::MEMORY); // no frame looks at the memory
         }
-        for p in self.model.params() {
-            let missing = p.trainable && grads.get(p).is_none();
-            if missing && unused.iter().any(|start| p.name().starts_with(start)) {
-                let zeros = Tensor::zeros(p.master.shape().clone(), p.master.dtype(), p.master.device())?;
-                grads.add(Tape::new().param(p).slot(), zeros)?;
-            }
-        }
-        Ok(())
+        let rules = Rules { optional, ..Rules::default() };
+        grads.check_complete(self.model.params().into_iter().filter(|p| !rules.is_optional(p.name())))
     }
 
     /// Factors of the trunk's branches for each frame: rate `drop_path · i / (depth - 1)` for block `i`.
