@@ -94,8 +94,8 @@ pub struct FrameMasks {
     pub objects: Vec<i64>,
     /// Logits at the size of the video, `[O, 1, H, W]` f32: above 0 inside.
     pub masks: Tensor,
-    /// Passes of memory attention and decoder that they took: one for up to 16 objects that read equally many memories, as those
-    /// prompted in the same frame do; none for objects prompted in this frame.
+    /// Passes of the model that they took: one for a prompt; in a step one for up to 16 objects that read equally many memories,
+    /// as those prompted in the same frame do, and none for objects with a prompt in this frame.
     pub passes: usize,
 }
 
