@@ -72,8 +72,8 @@ impl Attention {
         })
     }
 
-    /// Queries `q: [B, N, dim]`, or `[1, N, dim]` for all, attend to `k, v: [B, M, kv_dim]`; returns `[B, N, dim]`. Queries for
-    /// all are projected and rotated once.
+    /// Queries `q: [B, N, dim]`, or `[1, N, dim]` for all, attend to `k, v: [B, M, kv_dim]`; returns `[B, N, dim]`.
+    /// Queries for all are projected and rotated once.
     pub fn forward(&self, tape: &Tape, q: &Var, k: &Var, v: &Var, rotation: Option<Rotation>) -> Result<Var> {
         let AttentionSizes { inner, heads, .. } = self.sizes;
         let [own, n, _] = q.value().dims("attention", "q")?;
