@@ -297,7 +297,8 @@ pub fn video(flags: &VideoFlags, machine: &Machine) -> Result<()> {
                 format!("{} x {}, the frame of the prompt has {} x {}", image.height, image.width, size[0], size[1]);
             return Err(Error::Image { path: paths[i].clone(), cause });
         }
-        let found = masks_of(&video.step(i as i64, &model_frame(&model, &image)?, reverse)?)?;
+        let frame = if i == flags.frame { input.clone() } else { model_frame(&model, &image)? };
+        let found = masks_of(&video.step(i as i64, &frame, reverse)?)?;
         let masks: Vec<(i64, &BinaryMask)> = found.iter().map(|(&id, mask)| (id, mask)).collect();
         write_frame(&flags.out, &paths[i], &image, &masks, false)?;
         progress.step("");

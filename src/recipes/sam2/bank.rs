@@ -130,8 +130,8 @@ impl Sam2 {
         self.recall_all(tape, &[(bank, &found)], mode)
     }
 
-    /// What a frame attends to of several banks: their objects beside each other. Each bank has its own frames and places in
-    /// time; where they are the same for all, so are the positions.
+    /// What a frame attends to of several banks: their objects beside each other. Each bank has its own frames and
+    /// places in time; where they are the same for all, so are the positions.
     ///
     /// # Errors
     /// When a bank lacks what is read of it, or more is read of one than of another.

@@ -1,8 +1,8 @@
 //! Objects of a video that are computed in one pass, and their answers side by side or apart.
 //!
-//! Objects that read equally many maps and pointers have memories of one shape, whatever frames these are of: positions in time
-//! are data. So objects prompted in the same frame always go together, and others from the frame on in which both banks are
-//! full. Putting together and cutting apart are copies on the device.
+//! Objects that read equally many maps and pointers have memories of one shape, whatever frames these are of: positions
+//! in time are data. So objects prompted in the same frame always go together, and others from the frame on in which
+//! both banks are full. Putting together and cutting apart are copies on the device.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,9 @@ use super::video::ObjectFrame;
 use crate::ops::concat;
 use crate::{Result, Tensor};
 
-/// Most objects of one pass: at 1024 pixels in f32 each holds some 100 MB at a time (4 · 28 736 · (2 · 256 + 2 · 64) bytes of
-/// keys, values and tokens, then 4 · 4096 · 2 · 2048 of hidden units), 1.6 GB together, however many objects there are.
+/// Most objects of one pass: at 1024 pixels in f32 each holds some 100 MB at a time (4 · 28 736 · (2 · 256 + 2 · 64)
+/// bytes of keys, values and tokens, then 4 · 4096 · 2 · 2048 of hidden units), 1.6 GB together, however many objects
+/// there are.
 pub const MAX_BATCH: usize = 16;
 
 /// Objects of one pass, by place, and what each of them reads.

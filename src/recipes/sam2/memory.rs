@@ -12,8 +12,8 @@ use crate::ops::{add::add, scale::scale};
 use crate::{Error, Result, Tape, Tensor, Var};
 
 impl Sam2 {
-    /// The memory of a frame: `[O, h, w, mem_dim]`, from features without memory and masks `[O, 1, S, S]`. `prompted`: whether
-    /// the masks come from a prompt, which may be taken as 0 or 1 in evaluation.
+    /// The memory of a frame: `[O, h, w, mem_dim]`, from features without memory and masks `[O, 1, S, S]`. `prompted`:
+    /// whether the masks come from a prompt, which may be taken as 0 or 1 in evaluation.
     pub fn remember(
         &self,
         tape: &Tape,
@@ -60,8 +60,8 @@ impl Sam2 {
         concat(tape, &all.iter().collect::<Vec<_>>(), 1)
     }
 
-    /// Positions of [`memory_tokens`](Self::memory_tokens), `[M, mem_dim]`: of maps by their rows of `maskmem_tpos_enc`, of
-    /// pointers by their places in time.
+    /// Positions of [`memory_tokens`](Self::memory_tokens), `[M, mem_dim]`: of maps by their rows of
+    /// `maskmem_tpos_enc`, of pointers by their places in time.
     ///
     /// # Errors
     /// When there is neither a map nor a pointer, or no such row.

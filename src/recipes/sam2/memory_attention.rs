@@ -99,9 +99,9 @@ impl MemoryAttention {
         })
     }
 
-    /// Features `x: [B, N, dim]`, or `[1, N, dim]` for all, of a grid (columns, rows) with positions `[N, dim]`, after looking at
-    /// the memory: `[B, N, dim]`. What the first layer computes of features for all before it looks is computed once: its
-    /// self-attention, the norms around it and the queries.
+    /// Features `x: [B, N, dim]`, or `[1, N, dim]` for all, of a grid (columns, rows) with positions `[N, dim]`, after
+    /// looking at the memory: `[B, N, dim]`. What the first layer computes of features for all before it looks is
+    /// computed once: its self-attention, the norms around it and the queries.
     pub fn forward(&self, tape: &Tape, x: &Var, positions: &Var, memory: &Memory, grid: [usize; 2]) -> Result<Var> {
         let mut x = add(tape, x, &scale(tape, positions, 0.1)?)?;
         let keys = add(tape, &memory.tokens, &memory.positions)?;

@@ -43,7 +43,8 @@ fn click(x: f32, y: f32) -> Points {
     Points::new(vec![[x, y]], vec![Label::Positive], 1).unwrap()
 }
 
-/// Rounding of an f32 pass over objects together or alone, of the largest logit: a memory's bf16 may round the other way.
+/// Rounding of an f32 pass over objects together or alone, of the largest logit: a memory's bf16 may round the other
+/// way.
 const NEAR: f64 = 1e-4;
 
 /// Largest difference to the largest value.
@@ -92,8 +93,8 @@ fn objects_do_not_see_each_other() {
     assert!(apart(&together[0], &together[1]) > 5.0 * NEAR);
 }
 
-/// Objects that begin in different frames by clicks, a box and a mask, of which one is corrected and one is removed, forwards and
-/// backwards: the masks of `ids` by step and object, and the passes of each step.
+/// Objects that begin in different frames by clicks, a box and a mask, of which one is corrected and one is removed,
+/// forwards and backwards: the masks of `ids` by step and object, and the passes of each step.
 fn busy_video(ids: &[i64]) -> (BTreeMap<(usize, i64), Vec<f32>>, Vec<usize>) {
     let (model, frames) = (model(DType::F32), frames(8, DType::F32));
     let options = VideoOptions { fill_hole_area: 8, ..VideoOptions::default() };
@@ -134,7 +135,8 @@ fn busy_video(ids: &[i64]) -> (BTreeMap<(usize, i64), Vec<f32>>, Vec<usize>) {
 #[test]
 fn objects_together_are_objects_alone() {
     let (together, passes) = busy_video(&[1, 2, 3, 4, 5]);
-    // Three begin in frame 0, one each in 2 and 3; from frame 7 on all banks are full. Backwards 3 and 2 have prompts again.
+    // Three begin in frame 0, one each in 2 and 3; from frame 7 on all banks are full. Backwards 3 and 2 have prompts
+    // again.
     assert_eq!(passes, [0, 1, 1, 2, 3, 3, 2, 1, 1, 1, 1, 1, 2]);
     let mut alone = BTreeMap::new();
     for id in 1..=5 {

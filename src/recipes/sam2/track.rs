@@ -64,8 +64,8 @@ impl Sam2 {
         self.answer(tape, &image, &features.high_res, &prompt, objects, several, mode)
     }
 
-    /// The answer about a frame without a prompt for the objects of several banks, in one pass: of each bank, and what the frame
-    /// reads of it.
+    /// The answer about a frame without a prompt for the objects of several banks, in one pass: of each bank, and what
+    /// the frame reads of it.
     ///
     /// # Errors
     /// As [`recall_all`](Self::recall_all).

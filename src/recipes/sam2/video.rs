@@ -1,8 +1,9 @@
 //! Objects through a video, frame by frame, in bounded memory.
 //!
-//! Frames are given one at a time, so a stream works as well as a file. Kept are memories of frames that a frame to come may
-//! read: those near the current one and near frames with prompts (see [`Video::step`]); a video's length costs nothing. Objects
-//! do not see each other, but are computed together: up to 16 in one pass, which bounds the memory of many.
+//! Frames are given one at a time, so a stream works as well as a file. Kept are memories of frames that a frame to
+//! come may read: those near the current one and near frames with prompts (see [`Video::step`]); a video's length costs
+//! nothing. Objects do not see each other, but are computed together: up to 16 in one pass, which bounds the memory of
+//! many.
 //!
 //! Source: Ravi et al. 2024, arXiv 2408.00714, section 4; `sam2/sam2_video_predictor.py`.
 
@@ -29,7 +30,8 @@ const CLAMP: f32 = 32.0;
 pub struct VideoOptions {
     /// Whether each pixel belongs to one object at most.
     pub non_overlap_masks: bool,
-    /// Largest hole of a small mask that is filled, in its pixels; 0 for none. Memories of tracked frames are made before.
+    /// Largest hole of a small mask that is filled, in its pixels; 0 for none. Memories of tracked frames are made
+    /// before.
     pub fill_hole_area: usize,
     /// Whether a frame that is corrected after it was tracked is a conditioning frame from then on.
     pub add_all_frames_to_correct_as_cond: bool,
@@ -94,8 +96,8 @@ pub struct FrameMasks {
     pub objects: Vec<i64>,
     /// Logits at the size of the video, `[O, 1, H, W]` f32: above 0 inside.
     pub masks: Tensor,
-    /// Passes of memory attention and decoder that they took: one for up to 16 objects that read equally many memories, as those
-    /// prompted in the same frame do; none for objects prompted in this frame.
+    /// Passes of the model that they took: one for a prompt; in a step one for up to 16 objects that read equally many
+    /// memories, as those prompted in the same frame do, and none for objects with a prompt in this frame.
     pub passes: usize,
 }
 
@@ -168,16 +170,16 @@ impl<'a> Video<'a> {
         }
     }
 
-    /// Adds points or a box, in pixels of the model's input (a box is its two corners, first), for an object in a frame whose
-    /// normalised image is `[1, S, S, 3]`. `replace` forgets earlier points of the object in the frame. Returns the masks of all
-    /// objects in the frame.
+    /// Adds points or a box, in pixels of the model's input (a box is its two corners, first), for an object in a frame
+    /// whose normalised image is `[1, S, S, 3]`. `replace` forgets earlier points of the object in the frame. Returns
+    /// the masks of all objects in the frame.
     ///
-    /// The features of the last frame are held, and with them its image: the same tensor, or on the CPU an equal one, is not
-    /// encoded again; another image of the frame is.
+    /// The features of the last frame are held, and with them its image: the same tensor, or on the CPU an equal one,
+    /// is not encoded again; another image of the frame is.
     ///
     /// # Errors
-    /// When the frame is none of the video, or the image has another size. The objects and their prompts are as before then,
-    /// whatever failed.
+    /// When the frame is none of the video, or the image has another size. The objects and their prompts are as before
+    /// then, whatever failed.
     pub fn add_points(
         &mut self,
         frame: i64,
@@ -201,11 +203,12 @@ impl<'a> Video<'a> {
         self.accept(object, frame, answer, Some(all))
     }
 
-    /// Adds the mask of an object in a frame: `[1, S, S, 1]` of zeros and ones. Returns the masks of all objects in the frame.
+    /// Adds the mask of an object in a frame: `[1, S, S, 1]` of zeros and ones. Returns the masks of all objects in the
+    /// frame.
     ///
     /// # Errors
-    /// When the frame is none of the video, or image or mask have another size. The objects and their prompts are as before then,
-    /// whatever failed.
+    /// When the frame is none of the video, or image or mask have another size. The objects and their prompts are as
+    /// before then, whatever failed.
     pub fn add_mask(&mut self, frame: i64, image: &Tensor, object: i64, mask: &Tensor) -> Result<FrameMasks> {
         self.check(frame)?;
         let side = self.model.sizes().image_size;
@@ -231,8 +234,8 @@ impl<'a> Video<'a> {
         Ok((conditioning, kept(&answer, None, self.options.fill_hole_area)?))
     }
 
-    /// Takes the answer to a prompt over, with all points of the frame if it was by points; nothing of it if the masks cannot be
-    /// made.
+    /// Takes the answer to a prompt over, with all points of the frame if it was by points; nothing of it if the masks
+    /// cannot be made.
     fn accept(
         &mut self,
         id: i64,
@@ -258,9 +261,9 @@ impl<'a> Video<'a> {
         masks
     }
 
-    /// Makes the memories of frames that got prompts since the last call. [`step`](Self::step) does it by itself as long as it
-    /// is given frames with prompts in turn; before the first step of a video call it with `image`, which is asked for each such
-    /// frame whose features are not held.
+    /// Makes the memories of frames that got prompts since the last call. [`step`](Self::step) does it by itself as
+    /// long as it is given frames with prompts in turn; before the first step of a video call it with `image`, which is
+    /// asked for each such frame whose features are not held.
     ///
     /// # Errors
     /// What `image` fails with.
@@ -291,8 +294,8 @@ impl<'a> Video<'a> {
         Ok(())
     }
 
-    /// Makes the memories of some objects that got prompts in a frame: from the small masks again, and as the answers to prompts,
-    /// whatever they were.
+    /// Makes the memories of some objects that got prompts in a frame: from the small masks again, and as the answers
+    /// to prompts, whatever they were.
     fn remember_part(&mut self, frame: i64, features: &Features, objects: &[usize]) -> Result<()> {
         let fresh = objects.iter().filter_map(|&at| self.objects[at].1.fresh.get(&frame));
         let (masks, scores): (Vec<&Tensor>, Vec<&Tensor>) = fresh.map(|(_, a)| (&a.masks, &a.score)).unzip();
@@ -308,15 +311,16 @@ impl<'a> Video<'a> {
         Ok(())
     }
 
-    /// Tracks all objects into a frame: in one pass those that read equally many memories, up to 16 of them. An object's masks do
-    /// not depend on which others there are, but for rounding. Frames with prompts are not computed again.
+    /// Tracks all objects into a frame: in one pass those that read equally many memories, up to 16 of them. An
+    /// object's masks do not depend on which others there are, but for rounding. Frames with prompts are not computed
+    /// again.
     ///
-    /// Forgets memories that no frame after this one can read: those farther than the bank reaches from this frame and from
-    /// every frame with a prompt.
+    /// Forgets memories that no frame after this one can read: those farther than the bank reaches from this frame and
+    /// from every frame with a prompt.
     ///
     /// # Errors
-    /// When the frame is none of the video, or [`remember`](Self::remember) was not called after a prompt in another. No object is
-    /// tracked then.
+    /// When the frame is none of the video, or [`remember`](Self::remember) was not called after a prompt in another.
+    /// No object is tracked then.
     pub fn step(&mut self, frame: i64, image: &Tensor, reverse: bool) -> Result<FrameMasks> {
         self.check(frame)?;
         self.remember_with(Some((frame, image)), |at| {
@@ -404,8 +408,8 @@ fn put<T>(map: &mut BTreeMap<i64, T>, at: i64, value: Option<T>) -> Option<T> {
     }
 }
 
-/// Whether two images are the same: one tensor, whose values nobody can change while two hold it, or on a host equal values. On
-/// a GPU equal copies count as different, since comparing them means to wait for both.
+/// Whether two images are the same: one tensor, whose values nobody can change while two hold it, or on a host equal
+/// values. On a GPU equal copies count as different, since comparing them means to wait for both.
 fn same(a: &Tensor, b: &Tensor) -> bool {
     let alike = a.shape() == b.shape() && a.dtype() == b.dtype() && a.device() == b.device();
     let equal = || matches!((a.storage().host(), b.storage().host()), (Some(a), Some(b)) if a == b);
