@@ -86,7 +86,7 @@ pub struct ImageFlags {
     /// Predicted IoU that a mask of everything must exceed: lower it for a model that thinks little of its masks
     #[arg(long, default_value_t = 0.8, requires = "everything")]
     iou: f32,
-    /// Least stability of a mask of everything: what a lower limit of its logits (+1) keeps of what a higher one (-1) gives
+    /// Least stability of a mask of everything: of its pixels at a loose threshold, the share left at a strict one
     #[arg(long, default_value_t = 0.95, requires = "everything")]
     stability: f64,
     /// Image side of the model in pixels [default: the weights']
@@ -196,13 +196,13 @@ fn what_to_lower(tried: &Tried, quality: &Quality) -> String {
     let Tried { candidates, good, .. } = tried;
     match (tried.iou, tried.stability) {
         (best, _) if *good == 0 => format!(
-            "none of {candidates} candidates has a predicted IoU above {} (--iou): the best has {}; lower --iou to below that",
+            "none of {candidates} candidates has a predicted IoU above {} (--iou): the best has {}; lower --iou",
             quality.predicted_iou,
             best.map_or("no number".into(), |best| format!("{best:.4}"))
         ),
         (_, Some(best)) if tried.stable == 0 => format!(
-            "{good} of {candidates} candidates have a predicted IoU above {} (--iou), but none of them a stability of {} (--stability): \
-             the best has {best:.4}; lower --stability to that",
+            "{good} of {candidates} candidates have a predicted IoU above {} (--iou), but none of them a \
+             stability of {} (--stability): the best has {best:.4}; lower --stability to that",
             quality.predicted_iou, quality.stability
         ),
         _ => format!("the {good} of {candidates} candidates above --iou {} have no pixel", quality.predicted_iou),

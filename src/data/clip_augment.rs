@@ -1,7 +1,7 @@
 //! One augmentation for all frames of a clip, and for its masks.
 //!
-//! Source: `training/dataset/transforms.py` of the SAM 2 code: mirror, rotation and shear, square, colours, and a little more colour
-//! frame by frame.
+//! Source: `training/dataset/transforms.py` of the SAM 2 code: mirror, rotation and shear, square, colours, and a
+//! little more colour frame by frame.
 
 use super::affine;
 use super::colour;
@@ -106,7 +106,8 @@ impl ClipAugment {
         Ok(out)
     }
 
-    /// The pictures of bits of a frame as a plane of zeros and ones for each object, at the size of the result: at least half inside.
+    /// The pictures of bits of a frame as a plane of zeros and ones for each object, at the size of the result: at
+    /// least half inside.
     fn planes(&self, bits: &[Image]) -> Result<Vec<Vec<u8>>> {
         let old = bits.first().map_or([0; 2], |bits| [bits.height, bits.width]);
         let bits: Vec<&[u8]> = bits.iter().map(|bits| bits.data.as_slice()).collect();

@@ -144,7 +144,8 @@ fn a_damaged_frame_is_skipped_with_its_video() {
     names(&error, &["frames/00001/00001.png"]);
 }
 
-/// The clips as SA-V has its training videos: frames by their number in the video, masks as run lengths in a file for each.
+/// The clips as SA-V has its training videos: frames by their number in the video, masks as run lengths in a file for
+/// each.
 fn as_masklets(place: &Place) -> String {
     let clips = place.path("clips/train");
     for folder in fs::read_dir(clips.join("frames")).unwrap().map(|entry| entry.unwrap().path()) {

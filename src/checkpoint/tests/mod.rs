@@ -5,6 +5,7 @@ mod format;
 mod loading;
 mod naming;
 mod runs;
+mod sam2;
 mod siglip;
 mod tables;
 

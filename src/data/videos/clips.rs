@@ -29,8 +29,8 @@ impl Clips {
     /// Clips of `frames` frames and at most `objects` objects.
     ///
     /// # Errors
-    /// When there are more objects than a clip can hold, or every video has fewer annotated frames. Single ones are left out, with
-    /// a warning; those whose list of masks is to be read first are found when their turn comes.
+    /// When there are more objects than a clip can hold, or every video has fewer annotated frames. Single ones are
+    /// left out, with a warning; those whose list of masks is to be read first are found when their turn comes.
     pub fn new(mut videos: Videos, frames: usize, objects: usize, reverse: f64) -> Result<Self> {
         if !(1..=MAX_OBJECTS).contains(&objects) {
             return Err(Error::config("max_objects", objects, format!("1 to {MAX_OBJECTS}")));

@@ -5,8 +5,8 @@
 //! sa_N.json                          {"annotations": [{"segmentation": {"size": [h, w], "counts": ".."}}, ..]}
 //! ```
 //!
-//! A list of masklets has an entry for every fourth frame, from frame 0, with a mask for each object. Source: section 7 of the data
-//! sheet of Ravi et al. 2024; `training/dataset/vos_segment_loader.py`.
+//! A list of masklets has an entry for every fourth frame, from frame 0, with a mask for each object. Source: section 7
+//! of the data sheet of Ravi et al. 2024; `training/dataset/vos_segment_loader.py`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -147,8 +147,8 @@ pub(super) struct Listed {
 }
 
 impl Listed {
-    /// Masklets of all files of a video, objects counted from 1. Frames are those that every file has a mask of each object for;
-    /// others, and lists of frames that are not there, are left out.
+    /// Masklets of all files of a video, objects counted from 1. Frames are those that every file has a mask of each
+    /// object for; others, and lists of frames that are not there, are left out.
     pub(super) fn masklets(files: &[PathBuf], frames: &[PathBuf]) -> Result<Self> {
         let number = |path: &PathBuf| {
             stem(path).parse::<usize>().map_err(|_| fault(path, "expected the frame's number in the video as its name"))
@@ -166,7 +166,8 @@ impl Listed {
             // Pictures numbered one after the other would get the masks of other frames.
             if step > 1 && lists > 1 && frames.len() == lists && numbers.iter().copied().eq(0..lists) {
                 let cause = format!(
-                    "{lists} frames numbered 0 to {}, but the masks are those of every {step}th frame: expected 00000, {step:05}, ..",
+                    "{lists} frames numbered 0 to {}, but the masks are those of every {step}th frame: expected 00000, \
+                     {step:05}, ..",
                     lists - 1
                 );
                 return Err(fault(frames[0].parent().unwrap_or(path), cause));
@@ -199,7 +200,8 @@ impl Listed {
         Ok(Self { files: files.to_vec(), frames: all.unwrap_or_default() })
     }
 
-    /// The objects of a picture, counted from 1 in the order of the file, without those that have no pixel or nine tenths of them.
+    /// The objects of a picture, counted from 1 in the order of the file, without those that have no pixel or nine
+    /// tenths of them.
     pub(super) fn annotations(path: &Path) -> Result<Self> {
         let list: Annotations = parse(path)?;
         if list.annotations.len() > usize::from(u16::MAX) {

@@ -9,9 +9,10 @@
 //! root/sa_1.jpg, sa_1.json                      SA-1B: a picture is a video of one frame
 //! ```
 //!
-//! A folder `480p` between them, as DAVIS has it, is gone into. What DAVIS, MOSE and SA-V's other sets have, and what `data synth
-//! --video` writes. A mask belongs to the frame of the same name. JSON files ([`listed`]) may also be in folders below the root, or in
-//! that of the masks; frames of SA-V also in that of the frames. The layout is seen from what is there.
+//! A folder `480p` between them, as DAVIS has it, is gone into. What DAVIS, MOSE and SA-V's other sets have, and what
+//! `data synth --video` writes. A mask belongs to the frame of the same name. JSON files may also be in
+//! folders below the root, or in that of the masks; frames of SA-V also in that of the frames. The layout is seen from
+//! what is there.
 
 mod clips;
 mod listed;
@@ -126,8 +127,8 @@ fn below(root: &Path, names: &[&str]) -> Option<PathBuf> {
 }
 
 impl Videos {
-    /// The videos below `root`, and the pictures of SA-1B, whatever the layout. Those without frames or without masks are counted,
-    /// named and left out; `strict`: the first is an error.
+    /// The videos below `root`, and the pictures of SA-1B, whatever the layout. Those without frames or without masks
+    /// are counted, named and left out; `strict`: the first is an error.
     ///
     /// # Errors
     /// When there is none.
@@ -217,8 +218,8 @@ fn pictures(folder: &Path, frames: &[PathBuf]) -> Result<Pictures> {
     Ok(out)
 }
 
-/// Videos and pictures whose masks are in JSON files: in the root, in the folder of masks, or, where neither has one, in the root's
-/// other folders.
+/// Videos and pictures whose masks are in JSON files: in the root, in the folder of masks, or, where neither has one,
+/// in the root's other folders.
 fn with_lists(root: &Path, frames: Option<&Path>, masks: Option<&Path>) -> Result<Vec<Result<Video>>> {
     let mut found = BTreeMap::new();
     let inside = entries(root)?;
@@ -326,8 +327,8 @@ impl Masks<'_> {
         &self.annotated
     }
 
-    /// Hands out the objects of a frame that are `wanted` by number, one after the other, also those that are not seen in it but
-    /// have a mask of their own.
+    /// Hands out the objects of a frame that are `wanted` by number, one after the other, also those that are not seen
+    /// in it but have a mask of their own.
     ///
     /// # Errors
     /// When a mask cannot be decoded, and what `take` fails with.

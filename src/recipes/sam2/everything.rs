@@ -85,7 +85,8 @@ pub struct Tried {
 }
 
 impl Everything {
-    /// The masks of a picture, best first, and what became of all candidates. `step` hears of each batch of clicks: how many are done, and of how many.
+    /// The masks of a picture, best first, and what became of all candidates. `step` hears of each batch of clicks: how
+    /// many are done, and of how many.
     ///
     /// # Errors
     /// When the picture is empty or the settings cannot be used.

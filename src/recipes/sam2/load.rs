@@ -186,8 +186,8 @@ fn released_options(sizes: &Sizes) -> Options {
 /// What a model is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// Prompts on single images, as the released image predictor answers them. Weights without a memory will do, as Hugging Face's
-    /// `Sam2Model` has them.
+    /// Prompts on single images, as the released image predictor answers them. Weights without a memory will do, as
+    /// Hugging Face's `Sam2Model` has them.
     Images,
     /// Prompts on videos, as the released video predictor answers them.
     Videos,
@@ -208,9 +208,10 @@ impl Use {
     }
 }
 
-/// A model with the weights of a file, a run or a folder of Hugging Face. Its sizes are those of a `config.json` beside weights that
-/// Hugging Face named, else those of this crate's own mark, else those of the released model of this width and depth. `image_size`: another input size than theirs, a multiple
-/// of 32 that windows divide; positions are those of the weights.
+/// A model with the weights of a file, a run or a folder of Hugging Face. Its sizes are those of a `config.json` beside
+/// weights that Hugging Face named, else those of this crate's own mark, else those of the released model of this width
+/// and depth. `image_size`: another input size than theirs, a multiple of 32 that windows divide; positions are those
+/// of the weights.
 ///
 /// # Errors
 /// When they are no SAM-2 weights, or one is missing.
@@ -239,8 +240,8 @@ pub fn model(path: &Path, device: &Device, dtype: DType, image_size: Option<usiz
 /// Parameters that SAM 2.1 has beside those of SAM 2.
 const LATER: [&str; 2] = ["no_obj_embed_spatial", "obj_ptr_tpos_proj."];
 
-/// Puts weights into a model that goes on learning: every parameter must be there but those that SAM 2 has not, which keep their
-/// initial values.
+/// Puts weights into a model that goes on learning: every parameter must be there but those that SAM 2 has not, which
+/// keep their initial values.
 ///
 /// # Errors
 /// When one is missing or has another shape.
