@@ -17,7 +17,8 @@ __device__ void attention_bwd_delta(const AttentionBwd& a) {
     if (query >= a.queries) return;  // whole warps leave; no block barrier follows
     const size_t row = (size_t(query) * a.heads + head) * a.v_dim;
     float sum = 0.f;
-    for (unsigned c = lane_id(); c < a.v_dim; c += WARP) sum += to_f32(in<T>(a.o)[row + c]) * to_f32(in<T>(a.d_o)[row + c]);
+    for (unsigned c = lane_id(); c < a.v_dim; c += WARP)
+        sum += to_f32(in<T>(a.o)[row + c]) * to_f32(in<T>(a.d_o)[row + c]);
     sum = warp_sum(sum);
     if (lane_id() == 0) a.delta[size_t(head) * a.queries + query] = sum;
 }
