@@ -1,6 +1,7 @@
 // Attention over packed sequences: o = softmax(scale q kᵀ) v per sequence and head, with a running softmax over key tiles
 // (arXiv 2205.14135, algorithm 1). Self-attention is the case where q, k and v are views of one tensor. Queries of a
-// sequence without keys get zero. Values may have fewer columns (v_dim) than queries and keys (dim). Reference and gradient: src/ops/attention.
+// sequence without keys get zero. Values may have fewer columns (v_dim) than queries and keys (dim). Reference and
+// gradient: src/ops/attention.
 // no-mma-ok: attention_fwd_32x32_* f32 arithmetic, for what the tensor-core kernels do not take
 // no-mma-ok: attention_fwd_16x16_* f32 arithmetic, for what the tensor-core kernels do not take
 // spill-ok: attention_fwd_short_hd64_* head and first query, once a tile: 128 registers let four blocks of four warps in

@@ -2,6 +2,7 @@
 // dq, so that each result is a sum in one thread's registers: no atomics, the same bits in every run
 // (arXiv 2205.14135, algorithm 4, in two passes). Equations: src/ops/attention.
 // spill-ok: attention_bwd_long_q_4x32_hd96_* one number, read again once for 64 keys
+// spill-ok: attention_bwd_kv_16x16_hd96_* 16-bit types on sm_90a: one number, one store and one load
 // no-mma-ok: attention_bwd_delta_* one dot product per row, bound by bytes
 // no-mma-ok: attention_bwd_kv_??x??_* f32 arithmetic, for what the tensor-core kernels do not take
 // no-mma-ok: attention_bwd_q_??x??_* f32 arithmetic, for what the tensor-core kernels do not take
@@ -16,7 +17,8 @@ __device__ void attention_bwd_delta(const AttentionBwd& a) {
     if (query >= a.queries) return;  // whole warps leave; no block barrier follows
     const size_t row = (size_t(query) * a.heads + head) * a.v_dim;
     float sum = 0.f;
-    for (unsigned c = lane_id(); c < a.v_dim; c += WARP) sum += to_f32(in<T>(a.o)[row + c]) * to_f32(in<T>(a.d_o)[row + c]);
+    for (unsigned c = lane_id(); c < a.v_dim; c += WARP)
+        sum += to_f32(in<T>(a.o)[row + c]) * to_f32(in<T>(a.d_o)[row + c]);
     sum = warp_sum(sum);
     if (lane_id() == 0) a.delta[size_t(head) * a.queries + query] = sum;
 }

@@ -75,10 +75,10 @@ struct BwdStage {
     static constexpr int value = VDIM <= 128 ? LONG_STAGE : LONG_STAGE / 2;
 };
 
-// Dynamic shared memory of all kernels: two stages of what streams, each 4 tiles of 16 · (DIM + VDIM) elements, or 2 at 256
-// columns of both; room for one of the two operands that stay, twice as many tiles of 16 · DIM (the other comes through the
-// second stage); then two stages of pairs of numbers. Of operands of different widths the wide one has the room: it is the
-// one that does not fit into registers whole.
+// Dynamic shared memory of all kernels: two stages of what streams, each 4 tiles of 16 · (DIM + VDIM) elements, or 2 at
+// 256 columns of both; room for one of the two operands that stay, twice as many tiles of 16 · DIM (the other comes
+// through the second stage); then two stages of pairs of numbers. Of operands of different widths the wide one has the
+// room: it is the one that does not fit into registers whole.
 
 // dq of a block of queries, over all keys.
 template <class T, int DIM, int VDIM, int TILES, int WARPS>
@@ -256,7 +256,8 @@ __device__ __forceinline__ void store_key_gradient(const AttentionBwd& a, void* 
                                                    const Rows& staged) {
     const unsigned dim = is_v ? a.v_dim : a.dim;
     if (gridDim.y > 1) {
-        const size_t before = size_t(blockIdx.y) * (a.dim + a.v_dim) + (is_v ? a.dim : 0);  // columns of all keys and heads
+        // Columns, of all keys and heads.
+        const size_t before = size_t(blockIdx.y) * (a.dim + a.v_dim) + (is_v ? a.dim : 0);
         float* part = a.parts + (before * a.keys + key * dim) * a.heads + head * dim;
         store_part(part, a.heads * dim, x, rows, dim, factor, factor);
         return;

@@ -13,8 +13,8 @@ struct AttentionBwd {
     const int* cu_q;   // [sequences + 1]
     const int* cu_k;   // [sequences + 1]
     void *dq, *dk, *dv;  // as q, k and v, strides included
-    float* parts;      // long, in parts: [parts, queries, heads, dim] of dq; or, of each part, [keys, heads, dim] of dk and
-                       // then [keys, heads, v_dim] of dv
+    float* parts;      // long, in parts: [parts, queries, heads, dim] of dq; or, of each part, [keys, heads, dim] of dk
+                       // and then [keys, heads, v_dim] of dv
     unsigned q_stride, k_stride, v_stride;
     unsigned queries, keys, heads, dim, v_dim;
     unsigned tiles;  // of the rows a block takes, in the longest sequence of the side whose rows those are
@@ -44,8 +44,9 @@ struct AttentionHead {
 // Short sequences on tensor cores, in one launch: q, k, v and d_o of one head of one sequence lie in shared memory, and
 // each warp owns 16 keys. Over 64 queries at a time a warp computes Pᵀ and dSᵀ of its keys and adds to its dk and dv;
 // dSᵀ goes to shared memory, from which the block then makes dq of these queries. Every result is one sum in a fixed
-// order. v_dim is dim. Block x: head, fastest, of a sequence; a warp per tile of 16 tokens of the longest sequence of either side
-// (`tiles`): tile i of the queries and tile i of the keys. Dynamic shared memory: 16 · (4 · DIM + 64 elements, 2 floats) for each tile.
+// order. v_dim is dim. Block x: head, fastest, of a sequence; a warp per tile of 16 tokens of the longest sequence of
+// either side (`tiles`): tile i of the queries and tile i of the keys. Dynamic shared memory: 16 · (4 · DIM + 64
+// elements, 2 floats) for each tile.
 template <class T, int DIM>
 __device__ __forceinline__ void attention_bwd_short(const AttentionBwd& a) {
     constexpr int BLOCK = 64 / TILE;  // tiles of queries between barriers

@@ -27,7 +27,8 @@ __device__ __forceinline__ void attention_bwd_long_pairs(const AttentionBwd& a) 
     {
         const AttentionHead<T> x(a, 0, size_t(block.seq.keys.start) + block.first, block.head);
         copy_tiles(stages.wide(1), x.k, a.k_stride, 0, pairs, keys - block.first, a.dim, warp_id(), blockDim.x / WARP);
-        copy_tiles(stages.wide(2), x.v, a.v_stride, 0, pairs, keys - block.first, a.v_dim, warp_id(), blockDim.x / WARP);
+        copy_tiles(stages.wide(2), x.v, a.v_stride, 0, pairs, keys - block.first, a.v_dim, warp_id(),
+                   blockDim.x / WARP);
     }
     from.copy(0, 0);
     cp_async_wait<0>();

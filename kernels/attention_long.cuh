@@ -88,8 +88,8 @@ struct AttentionFwd {
     unsigned pad;
 };
 
-// Dynamic shared memory: two stages of k and v, each 4 tiles of 16 · (DIM + VDIM) elements. The queries come through the
-// second while the first is on its way, or, where values are too narrow for that, through both before.
+// Dynamic shared memory: two stages of k and v, each 4 tiles of 16 · (DIM + VDIM) elements. The queries come through
+// the second while the first is on its way, or, where values are too narrow for that, through both before.
 template <class T, int DIM, int VDIM, int TILES, int WARPS>
 __device__ __forceinline__ void attention_fwd_long(const AttentionFwd& a) {
     constexpr int KEYS = LONG_STAGE * TILE;

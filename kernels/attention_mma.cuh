@@ -82,7 +82,8 @@ struct QueryTiles {
     // Takes in KEYS keys from tile `first` on; unless WHOLE, only the first `keys` of them, at least one. `scale`:
     // positive, times log2 e, which makes exp(scale · (s - max)) one multiply-add and one exp2.
     template <int KEYS, bool WHOLE, class KeyRows, class ValueRows>
-    __device__ __forceinline__ void attend(const KeyRows& k, const ValueRows& v, unsigned first, int keys, float scale) {
+    __device__ __forceinline__ void attend(
+        const KeyRows& k, const ValueRows& v, unsigned first, int keys, float scale) {
         float s[TILES][KEYS / 8][4] = {};
         UNROLL
         for (int c = 0; c < KEYS / 16; ++c) {

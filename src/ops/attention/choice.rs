@@ -166,8 +166,9 @@ impl Long {
     }
 }
 
-/// The columns the long kernels for a head dimension are made for: of queries and keys, and of values. Narrow values take a
-/// kernel of their own where it saves most, SAM-2's memories (256 and 64); elsewhere they are padded as much as keys.
+/// The columns the long kernels for a head dimension are made for: of queries and keys, and of values. Narrow values
+/// take a kernel of their own where it saves most, SAM-2's memories (256 and 64); elsewhere they are padded as much as
+/// keys.
 pub(super) fn long_columns(dims: Dims) -> [usize; 2] {
     match columns(dims.dim) {
         MAX_DIM if dims.v_dim <= NARROW => [MAX_DIM, NARROW],

@@ -140,9 +140,9 @@ pub(super) fn forward(x: &Problem, o: &mut Tensor, lse: &mut Tensor) -> Result<(
         pad: 0,
     };
     // SAFETY: `Problem::check` fixed the extents of the operands and of both cu_seqlens that struct AttentionFwd states,
-    // and that dim and v_dim fit the kernel's tiles; `forward` made o and lse to them, or they are parts as below. The kernel
-    // takes no offset beyond queries and keys from cu_seqlens. `family` saw to it that rows of the tensor-core kernels
-    // lie at multiples of 16 bytes.
+    // and that dim and v_dim fit the kernel's tiles; `forward` made o and lse to them, or they are parts as below. The
+    // kernel takes no offset beyond queries and keys from cu_seqlens. `family` saw to it that rows of the tensor-core
+    // kernels lie at multiples of 16 bytes.
     let run = |args: &FwdArgs| unsafe { device.launch(OP, kernel, dtype, launch, args) };
     if count == 1 {
         return run(&args);
@@ -215,8 +215,8 @@ pub(super) fn backward(d_o: &Tensor, x: &Problem, o: &Tensor, lse: &Tensor, grad
             let mut pairs = Tensor::uninit([dims.heads, long_pairs(dims), 2], DType::F32, device)?;
             let args = BwdArgs { delta: pairs.ptr_mut(OP)?, pairs: long_pairs(dims) as u32, ..args };
             let widths = x.places().map(|place| dims.heads * place.dim);
-            // One launch, in parts where its grid has them; then the sums of these parts: `rows` rows of each of `outputs`,
-            // one behind the other.
+            // One launch, in parts where its grid has them; then the sums of these parts: `rows` rows of each of
+            // `outputs`, one behind the other.
             let run_in_parts = |kernel, (tiles, launch): (u32, Launch), rows: usize, outputs: &[usize]| {
                 let count = launch.grid[1] as usize;
                 if count == 1 {

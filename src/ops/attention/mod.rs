@@ -1,9 +1,9 @@
 //! Attention over packed sequences of different lengths: self-attention and cross-attention.
 //!
 //! Per sequence and head, with `q: [n, d]`, `k: [m, d]` and `v: [m, d_v]`, `d_v` at most `d` and usually the same:
-//! `S = scale · q · kᵀ`, `P = softmax(S)` over keys, `o = P · v`. Sequences do not see each other. A query of a sequence without keys gives 0 and takes no gradient. `P` is
-//! never stored: the forward keeps `lse = log Σ exp(S)` per row (-inf without keys), and the backward computes
-//! `P = exp(S - lse)` again.
+//! `S = scale · q · kᵀ`, `P = softmax(S)` over keys, `o = P · v`. Sequences do not see each other. A query of a
+//! sequence without keys gives 0 and takes no gradient. `P` is never stored: the forward keeps `lse = log Σ exp(S)`
+//! per row (-inf without keys), and the backward computes `P = exp(S - lse)` again.
 //!
 //! Self-attention is the case where `q`, `k` and `v` are views of one tensor: the same kernels, which take a pointer and
 //! a distance between rows for each of the three.
@@ -66,11 +66,11 @@ pub enum KeyValues<'a> {
     Apart(&'a Var, &'a Var),
 }
 
-/// Queries `q: [queries, heads, head_dim]` attend to the keys of their sequence; returns `[queries, heads · v_dim]`, where
-/// `v_dim` is `head_dim` unless values lie [apart](KeyValues::Apart).
+/// Queries `q: [queries, heads, head_dim]` attend to the keys of their sequence; returns `[queries, heads · v_dim]`,
+/// where `v_dim` is `head_dim` unless values lie [apart](KeyValues::Apart).
 ///
-/// Narrow values pay where values would be a projection of few channels: `P · (x · wᵀ + b) = (P · x) · wᵀ + b`, as rows of
-/// `P` sum to 1 (not without keys, where `P · x` is 0 and `b` stays).
+/// Narrow values pay where values would be a projection of few channels: `P · (x · wᵀ + b) = (P · x) · wᵀ + b`, as rows
+/// of `P` sum to 1 (not without keys, where `P · x` is 0 and `b` stays).
 ///
 /// Sequence `i` is the queries `of_q.cu_seqlens[i]..` and the keys `of_k.cu_seqlens[i]..`; either may be empty: queries
 /// without keys get 0 and the gradient 0, as do keys without queries. Everything else as in [`attention`].

@@ -19,8 +19,8 @@ pub struct AttentionSizes {
     pub heads: usize,
 }
 
-/// `out(softmax(q · kᵀ / √d) · v)` with a projection of each of queries, keys and values, of which that of narrow values
-/// comes last: see [`forward`](Self::forward).
+/// `out(softmax(q · kᵀ / √d) · v)` with a projection of each of queries, keys and values, of which that of narrow
+/// values comes last: see [`forward`](Self::forward).
 ///
 /// Source: `sam2/modeling/sam/transformer.py`, `Attention` and `RoPEAttention`.
 #[derive(Clone, Debug)]
@@ -76,8 +76,9 @@ impl Attention {
     /// Queries `q: [B, N, dim]`, or `[1, N, dim]` for all, attend to `k, v: [B, M, kv_dim]`; returns `[B, N, dim]`. Queries for
     /// all are projected and rotated once.
     ///
-    /// Where one head is wider than `kv_dim` (memory attention: 256 and 64), values are projected after the sum over keys, not
-    /// before: `P · (v · wᵀ + b) = (P · v) · wᵀ + b`, since rows of `P` sum to 1. The sum then has `kv_dim` columns.
+    /// Where one head is wider than `kv_dim` (memory attention: 256 and 64), values are projected after the sum over
+    /// keys, not before: `P · (v · wᵀ + b) = (P · v) · wᵀ + b`, since rows of `P` sum to 1. The sum then has `kv_dim`
+    /// columns.
     ///
     /// # Errors
     /// When a shape does not fit, and without keys where values are projected last: rows of `P` sum to nothing then.

@@ -26,8 +26,8 @@ fn enough(dims: Dims) -> usize {
 
 #[test]
 fn matches_the_oracle_in_every_type() {
-    // Every width of the tiled kernels, with and without vector loads; values of one column, of all but one, and of widths
-    // at the edges of 4 and 32; sequences that are empty on one or both sides.
+    // Every width of the tiled kernels, with and without vector loads; values of one column, of all but one, and of
+    // widths at the edges of 4 and 32; sequences that are empty on one or both sides.
     let shapes: [Shape; 7] = [
         (&[2], &[5], 2, 8, 1),
         (&[17, 0, 3], &[2, 4, 33], 1, 16, 15),
