@@ -17,6 +17,9 @@ const STEPS: [&[&str]; 6] = [
     &["head.weight", "cls_token"],
 ];
 
+/// A parameter, its moments and the steps it was part of.
+type Plain = (Vec<f64>, Vec<f64>, Vec<f64>, i32);
+
 fn rules() -> Rules {
     Rules { vectors_decay: true, no_decay: vec![], optional: vec!["head.bias", "cls_*"], ..Rules::pretraining(0.5) }
 }
@@ -41,7 +44,7 @@ fn exact() -> Vec<Param> {
 #[test]
 fn adamw_counts_the_steps_of_each_parameter() {
     let mut params = exact();
-    let mut plain: Vec<(Vec<f64>, Vec<f64>, Vec<f64>, i32)> = params
+    let mut plain: Vec<Plain> = params
         .iter()
         .map(|p| p.master.to_f64().unwrap())
         .map(|w| (w.clone(), vec![0.0; w.len()], vec![0.0; w.len()], 0))
@@ -94,12 +97,12 @@ fn what_is_left_out_keeps_its_bits() {
         let state = optimizer.state().unwrap().into_iter().filter(|(name, _)| name.starts_with("exp_"));
         weights.chain(state.map(|(name, t)| (name, t.to_f64().unwrap()))).collect()
     };
-    for t in 0..STEPS.len() {
+    for (t, with) in STEPS.iter().enumerate() {
         let before = all(&params, &optimizer);
         let grads = present(&params, t);
         optimizer.step(&mut refs(&mut params), &grads, &Rates::new(0.01), Some(0.5)).unwrap();
         for ((name, old), (_, new)) in before.iter().zip(all(&params, &optimizer)).filter(|_| t > 0) {
-            let moved = STEPS[t].iter().any(|with| name.ends_with(with));
+            let moved = with.iter().any(|with| name.ends_with(with));
             assert_eq!(*old != new, moved, "{name} in step {t}");
         }
     }
