@@ -93,9 +93,12 @@ fn objects_do_not_see_each_other() {
     assert!(apart(&together[0], &together[1]) > 5.0 * NEAR);
 }
 
+/// Logits by step and object.
+type MasksByStep = BTreeMap<(usize, i64), Vec<f32>>;
+
 /// Objects that begin in different frames by clicks, a box and a mask, of which one is corrected and one is removed,
 /// forwards and backwards: the masks of `ids` by step and object, and the passes of each step.
-fn busy_video(ids: &[i64]) -> (BTreeMap<(usize, i64), Vec<f32>>, Vec<usize>) {
+fn busy_video(ids: &[i64]) -> (MasksByStep, Vec<usize>) {
     let (model, frames) = (model(DType::F32), frames(8, DType::F32));
     let options = VideoOptions { fill_hole_area: 8, ..VideoOptions::default() };
     let mut video = Video::new(&model, [20, 28], Some(8), options);
