@@ -60,13 +60,13 @@ struct Stages {
                 cp_async_16(to_y.piece(row / TILE, row % TILE, piece),
                             y_inside ? y + size_t(row) * y_stride + 8 * piece : y, y_inside ? 16 : 0);
         }
-        if (VDIM == DIM) return;
-        for (unsigned i = computed_here(threadIdx.x); i < COUNT * TILE * V_PIECES; i += blockDim.x) {
-            const unsigned row = i / V_PIECES, piece = i % V_PIECES;
-            const bool inside = row < rows && 8 * piece < v_dim;
-            cp_async_16(to_y.piece(row / TILE, row % TILE, piece), inside ? y + size_t(row) * y_stride + 8 * piece : y,
-                        inside ? 16 : 0);
-        }
+        if constexpr (VDIM != DIM)
+            for (unsigned i = computed_here(threadIdx.x); i < COUNT * TILE * V_PIECES; i += blockDim.x) {
+                const unsigned row = i / V_PIECES, piece = i % V_PIECES;
+                const bool inside = row < rows && 8 * piece < v_dim;
+                cp_async_16(to_y.piece(row / TILE, row % TILE, piece),
+                            inside ? y + size_t(row) * y_stride + 8 * piece : y, inside ? 16 : 0);
+            }
     }
 };
 

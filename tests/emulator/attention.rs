@@ -1,13 +1,18 @@
 //! Memory transactions of attention in parts and at 256 columns, pinned as in ops.rs.
 
-use ocellus::ops::attention::{case, cross_case};
+use ocellus::ops::attention::{case, cross_case, narrow_case};
 
 use super::ops::{Counts, compare};
 
 #[test]
 fn parts_and_wide_heads_move_no_more_than_pinned() {
-    // Few queries and many keys, the reverse, and self-attention of 256 columns.
-    let cases = [cross_case(&[3], &[1000], 1, 64, true), cross_case(&[600], &[3], 1, 32, false), case(&[40], 1, 256)];
+    // Few queries and many keys, the reverse, self-attention of 256 columns, and values of 64 for them.
+    let cases = [
+        cross_case(&[3], &[1000], 1, 64, true),
+        cross_case(&[600], &[3], 1, 32, false),
+        case(&[40], 1, 256),
+        narrow_case(&[72], &[90], 1, 256, 64),
+    ];
     compare(&cases, PINNED);
 }
 
