@@ -214,7 +214,8 @@ fn what_to_lower(tried: &Tried, quality: &Quality) -> String {
 pub struct VideoFlags {
     /// Weights: official .pt, safetensors, a Hugging Face folder or a run of `pretrain sam2`
     model: PathBuf,
-    /// Folder of frames, in the order of their names
+    /// Folder of frames, in the order of their numbers or names; `ffmpeg -i video.mp4 -q:v 2 -start_number 0 frames/%05d.jpg`
+    /// makes one of a video file
     frames: PathBuf,
     #[command(flatten)]
     at: Where,

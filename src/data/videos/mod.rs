@@ -108,8 +108,12 @@ fn is_picture(path: &Path) -> bool {
 /// Frames of a folder: pictures by their numbers, or by their names where one is no number.
 ///
 /// # Errors
-/// When the folder cannot be read or has none.
+/// When the folder cannot be read or has none; of a video file, what makes frames of it.
 pub fn frames(folder: &Path) -> Result<Vec<PathBuf>> {
+    if folder.is_file() {
+        let make = format!("mkdir frames && ffmpeg -i {} -q:v 2 -start_number 0 frames/%05d.jpg", folder.display());
+        return Err(fault(folder, format!("is a file, expected a folder of frames: `{make}` makes one of a video")));
+    }
     let mut all: Vec<PathBuf> = entries(folder)?.into_iter().filter(|p| is_picture(p)).collect();
     let number = |path: &PathBuf| stem(path).parse::<u64>().ok();
     if all.iter().all(|path| number(path).is_some()) {

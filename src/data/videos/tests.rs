@@ -26,6 +26,9 @@ fn videos_and_their_objects() {
         assert_eq!(mask.area(), area);
     }
     assert!(Videos::open(dir.path(), true).unwrap_err().to_string().contains("no folder of frames"));
+    let film = dir.path().join("film.mp4");
+    fs::write(&film, "").unwrap();
+    assert!(frames(&film).unwrap_err().to_string().contains("film.mp4 -q:v 2"));
 }
 
 #[test]
