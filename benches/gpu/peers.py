@@ -24,6 +24,8 @@ ATTENTION = (
 )  # fmt: skip
 # The same with other keys: sequences, heads, queries, keys, head dimension.
 CROSS = ((1, 1, 4096, 28736, 256), (256, 12, 1, 196, 64))
+# The same with values of fewer columns: .., head dimension, that of values.
+NARROW = ((1, 1, 4096, 28736, 256, 64),)
 
 
 def randn(*shape, dtype=torch.bfloat16, grad=True):

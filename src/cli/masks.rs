@@ -202,8 +202,10 @@ fn what_to_lower(tried: &Tried, quality: &Quality) -> String {
         ),
         (_, Some(best)) if tried.stable == 0 => format!(
             "{good} of {candidates} candidates have a predicted IoU above {} (--iou), but none of them a \
-             stability of {} (--stability): the best has {best:.4}; lower --stability to that",
-            quality.predicted_iou, quality.stability
+             stability of {} (--stability): the best has {:.4}; lower --stability to that",
+            quality.predicted_iou,
+            quality.stability,
+            (best * 1e4).floor() / 1e4 // no more than it is
         ),
         _ => format!("the {good} of {candidates} candidates above --iou {} have no pixel", quality.predicted_iou),
     }

@@ -164,11 +164,13 @@ impl Listed {
                 continue; // there are such files beside others that have masks
             }
             // Pictures numbered one after the other would get the masks of other frames.
-            if step > 1 && lists > 1 && frames.len() == lists && numbers.iter().copied().eq(0..lists) {
+            let (first, last) = (numbers.first().unwrap_or(&0), numbers.last().unwrap_or(&0));
+            let in_a_row = numbers.windows(2).all(|pair| pair[1] == pair[0] + 1);
+            if step > 1 && lists > 1 && in_a_row && *first <= 1 && numbers.len().abs_diff(lists) <= 1 {
                 let cause = format!(
-                    "{lists} frames numbered 0 to {}, but the masks are those of every {step}th frame: expected 00000, \
-                     {step:05}, ..",
-                    lists - 1
+                    "{} frames numbered {first} to {last}, but the masks are those of every {step}th frame: expected \
+                     00000, {step:05}, ..",
+                    numbers.len()
                 );
                 return Err(fault(frames[0].parent().unwrap_or(path), cause));
             }
@@ -177,6 +179,7 @@ impl Listed {
             }
             let mut found = BTreeMap::new();
             for (at, row) in list.masklet.into_iter().enumerate() {
+                let row = row.filter(|row| row.len() == objects);
                 let row = row.and_then(|row| row.into_iter().collect::<Option<Vec<Runs>>>());
                 let (Some(row), Some(&frame)) = (row, index.get(&(at * step))) else { continue };
                 let entry = |(o, runs)| {

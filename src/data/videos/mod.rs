@@ -139,8 +139,16 @@ impl Videos {
     pub fn open(root: impl AsRef<Path>, strict: bool) -> Result<Self> {
         let root = root.as_ref();
         let (frames, masks) = (below(root, &FRAMES), below(root, &MASKS));
-        let found = with_lists(root, frames.as_deref(), masks.as_deref())?;
-        let found = if found.is_empty() { with_pictures(root, frames, masks)? } else { found };
+        let mut found = with_lists(root, frames.as_deref(), masks.as_deref())?;
+        // Beside folders of frames and masks a JSON file may be anything, unless it has the masks of a video.
+        let masklets = |video: &Result<Video>| matches!(video, Ok(Video { place: Place::Masklets(_), .. }));
+        if found.is_empty() || (frames.is_some() && masks.is_some() && !found.iter().any(masklets)) {
+            match with_pictures(root, frames, masks) {
+                Ok(videos) if found.is_empty() || videos.iter().any(Result::is_ok) => found = videos,
+                Err(error) if found.is_empty() => return Err(error),
+                _ => {}
+            }
+        }
         let (mut videos, mut left_out) = (Vec::new(), Vec::new());
         for video in found {
             match video {

@@ -43,7 +43,12 @@ fn a_picture_for_each_object_may_overlap() {
     for (object, ids) in [("001", vec![1, 1]), ("007", vec![0, 1])] {
         LabelMap { width: 2, height: 1, ids }.save(at(&format!("Annotations/a/{object}/00000.png"))).unwrap();
     }
+    // What else lies there is not looked at.
+    frame.save_png(at("overview.png")).unwrap();
+    fs::write(at("overview.json"), "[]").unwrap();
+    fs::write(at("sa_split.json"), "[]").unwrap();
     let videos = Videos::open(dir.path(), true).unwrap();
+    assert_eq!((videos.videos.len(), &videos.videos[0].name[..]), (1, "a"));
     let objects = videos.videos[0].masks().unwrap().objects(0).unwrap();
     assert_eq!(objects[&1].pixels(), [true, true]);
     assert_eq!(objects[&7].pixels(), [false, true]);
@@ -220,8 +225,16 @@ fn what_is_wrong_with_lists_is_named() {
     pictures_at(&root.join("a"), &["00001.png"]);
     fs::remove_file(root.join("a/00004.png")).unwrap();
     write(&file, r#"{"masklet": [[{"size": [3, 4], "counts": [12]}], []]}"#);
-    let text = Videos::open(root, true).unwrap().videos[0].masks().unwrap_err().to_string();
-    assert!(text.contains("2 frames numbered 0 to 1, but the masks are those of every 4th frame"), "{text}");
+    let text = |videos: &Videos| videos.videos[0].masks().unwrap_err().to_string();
+    let found = text(&Videos::open(root, true).unwrap());
+    assert!(found.contains("2 frames numbered 0 to 1, but the masks are those of every 4th frame"), "{found}");
+    fs::rename(root.join("a/00000.png"), root.join("a/00002.png")).unwrap();
+    let found = text(&Videos::open(root, true).unwrap());
+    assert!(found.contains("2 frames numbered 1 to 2"), "{found}");
+    // A list that is short of an object is no list of all objects.
+    write(&file, r#"{"masklet": [[{"size": [3, 4], "counts": [12]}], []], "fps": 24}"#);
+    fs::rename(root.join("a/00002.png"), root.join("a/00000.png")).unwrap();
+    assert_eq!(Videos::open(root, true).unwrap().videos[0].masks().unwrap().annotated(), [0]);
 
     // Videos without frames and lists without pictures are left out, or an error.
     write(&root.join("b_auto.json"), "{}");

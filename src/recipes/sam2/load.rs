@@ -39,13 +39,18 @@ pub fn marked(dict: &StateDict) -> Result<Option<(Sizes, Options)>> {
     Ok(sizes.map(|sizes| (sizes, options.unwrap_or_default())))
 }
 
-/// The released model that has this width and so many blocks.
-fn released(dict: &StateDict) -> Result<Sizes> {
-    let width = |name: &str| dict.get(name).map(|t| t.shape()[0]);
+/// Width and number of blocks of the trunk.
+fn trunk(dict: &StateDict) -> (Option<usize>, usize) {
+    let width = |name: &str| dict.get(name).and_then(|t| t.shape().first().copied());
     let width = width("image_encoder.trunk.patch_embed.proj.bias")
         .or_else(|| width("model.image_encoder.trunk.patch_embed.proj.bias"))
         .or_else(|| width("vision_encoder.backbone.patch_embed.projection.bias"));
-    let blocks = dict.names().filter(|n| n.contains(".blocks.") && n.ends_with("attn.qkv.bias")).count();
+    (width, dict.names().filter(|n| n.contains(".blocks.") && n.ends_with("attn.qkv.bias")).count())
+}
+
+/// The released model that has this width and so many blocks.
+fn released(dict: &StateDict) -> Result<Sizes> {
+    let (width, blocks) = trunk(dict);
     let found = Preset::ALL
         .into_iter()
         .map(Preset::sizes)
@@ -167,7 +172,8 @@ pub fn to_hf(sizes: &Sizes, options: &Options) -> HfConfig {
     }
 }
 
-/// Writes a folder that `transformers` loads as `Sam2VideoModel`, and this crate with its own sizes and options.
+/// Writes a folder that `transformers` loads as `Sam2VideoModel`, if memories have the 64 channels that its code has, and
+/// this crate with its own sizes and options.
 ///
 /// # Errors
 /// As [`mark`] and [`sam2::save`].
@@ -208,19 +214,19 @@ impl Use {
     }
 }
 
-/// A model with the weights of a file, a run or a folder of Hugging Face. Its sizes are those of a `config.json` beside
-/// weights that Hugging Face named, else those of this crate's own mark, else those of the released model of this width
-/// and depth. `image_size`: another input size than theirs, a multiple of 32 that windows divide; positions are those
+/// A model with the weights of a file, a run or a folder of Hugging Face. Its sizes are those of this crate's own mark,
+/// which says all (and which transformers drops when it writes the weights again), else those of a `config.json` beside
+/// weights that Hugging Face named, else those of the released model of this width and depth. `image_size`: another input size than theirs, a multiple of 32 that windows divide; positions are those
 /// of the weights.
 ///
 /// # Errors
 /// When they are no SAM-2 weights, or one is missing.
 pub fn model(path: &Path, device: &Device, dtype: DType, image_size: Option<usize>, used: Use) -> Result<Sam2> {
     let dict = read(path)?;
-    let (mut sizes, options) = match hub_config(path, &dict)? {
-        Some(config) => from_hf(&config),
-        None => match marked(&dict)? {
-            Some(marked) => marked,
+    let (mut sizes, options) = match marked(&dict)? {
+        Some(marked) => marked,
+        None => match hub_config(path, &dict)? {
+            Some(config) => from_hf(&config),
             None => {
                 let sizes = released(&dict)?;
                 let options = released_options(&sizes);
@@ -228,6 +234,12 @@ pub fn model(path: &Path, device: &Device, dtype: DType, image_size: Option<usiz
             }
         },
     };
+    // Before a model of these sizes is made: a damaged file may ask for any.
+    let (said, found) = ((Some(sizes.trunk.embed_dim), sizes.trunk.stages.iter().sum()), trunk(&dict));
+    if said != found {
+        let cause = format!("a trunk of width and blocks {found:?}, expected {said:?} from its sizes");
+        return Err(Error::checkpoint(path, cause));
+    }
     if let Some(size) = image_size {
         sizes.image_size = size;
     }

@@ -109,6 +109,7 @@ pub struct Config {
     pub strict: bool,
     /// Keep only what goes into each part and compute the rest again in the backward pass: less memory, a third more time
     #[arg(long)]
+    #[serde(default)] // runs that began before there was a choice
     pub recompute: bool,
     /// Updates between checkpoints; one is always written at the end and on Ctrl-C
     #[arg(long, default_value_t = 500)]

@@ -46,13 +46,16 @@ fn matches_the_oracle_in_every_type() {
 }
 
 /// Shapes that the long kernels take, and which of three passes (forward, dq, dk and dv) run in parts.
-const LONG: [(Shape, [bool; 3], DType); 6] = [
+const LONG: [(Shape, [bool; 3], DType); 9] = [
     ((&[35, 1, 0, 2], &[66, 0, 5, 33], 1, 256, 64), [false; 3], DType::BF16),
     ((&[131], &[130], 2, 256, 40), [false; 3], DType::F16),
     ((&[19], &[70], 1, 136, 8), [false; 3], DType::BF16),
     ((&[2], &[777], 1, 256, 64), [true, true, false], DType::F16),
     ((&[515], &[5], 1, 256, 64), [false, false, true], DType::BF16),
     ((&[67], &[97], 2, 64, 24), [false; 3], DType::F16), // padded as keys are
+    ((&[70, 3], &[97, 0], 2, 256, 72), [false; 3], DType::BF16), // likewise, by pairs of warps
+    ((&[2], &[777], 1, 256, 128), [true, true, false], DType::F16),
+    ((&[515], &[5], 1, 256, 128), [false, false, true], DType::BF16),
 ];
 
 #[test]

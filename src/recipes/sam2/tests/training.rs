@@ -1,14 +1,16 @@
-//! Gradients: what is computed once, last, or again gives those of the plain way.
+//! Gradients: what is computed once, last, or again gives those of the plain way. What runs and folders are read from.
 
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::nn::hiera::HieraSizes;
 use crate::ops::attention::{KeyValues, Packing, cross_attention};
 use crate::ops::mask_loss::Weights;
 use crate::recipes::sam2::attention::{Attention, AttentionSizes, for_each};
 use crate::recipes::sam2::clip::{Clip, Need};
+use crate::recipes::sam2::load;
 use crate::recipes::sam2::memory_attention::Memory;
-use crate::recipes::sam2::pretrain::rules;
+use crate::recipes::sam2::pretrain::{Config, rules};
 use crate::{Grads, Param, Result};
 
 /// Features for all objects give what a copy for each gives, and the sum of its gradients.
@@ -173,4 +175,38 @@ fn clips_reach_the_parameters_that_they_use() {
     assert_eq!(unreached(&[0], &[], false), "no_mem_embed");
     let memory = "memory_attention memory_encoder no_obj_embed_spatial no_obj_ptr obj_ptr_proj obj_ptr_tpos_proj";
     assert_eq!(unreached(&[0, 1], &[1], true), format!("mask_downsample maskmem_tpos_enc {memory}"));
+}
+
+/// Runs that began before there was a choice go on.
+#[test]
+fn configurations_of_older_runs_are_read() {
+    #[derive(clap::Parser)]
+    struct Flags {
+        #[command(flatten)]
+        config: Config,
+    }
+    let flags = <Flags as clap::Parser>::parse_from(["pretrain", "clips"]);
+    let text = toml::to_string(&flags.config).unwrap();
+    let old: Vec<&str> = text.lines().filter(|line| !line.starts_with("recompute ")).collect();
+    assert_eq!(old.len() + 1, text.lines().count());
+    assert_eq!(toml::to_string(&toml::from_str::<Config>(&old.join("\n")).unwrap()).unwrap(), text);
+}
+
+#[test]
+fn a_folder_has_the_sizes_and_options_it_was_written_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let options =
+        Options { iou_prediction_use_sigmoid: false, use_multimask_token_for_obj_ptr: false, ..Options::default() };
+    let model = Sam2::new(&Builder::new(&Device::Cpu, DType::F32, 0), &sizes(), &options).unwrap();
+    load::save(folder.path(), &model).unwrap();
+    let read = || load::model(folder.path(), &Device::Cpu, DType::F32, None, load::Use::Benchmark);
+    let back = read().unwrap();
+    assert_eq!((back.sizes(), back.options()), (model.sizes(), model.options()));
+    // Sizes that are not those of the weights, before a model of these sizes is made.
+    let file = folder.path().join("model.safetensors");
+    let mut dict = crate::checkpoint::read(&file).unwrap();
+    let wide = Sizes { trunk: HieraSizes { embed_dim: 1 << 40, ..sizes().trunk }, ..sizes() };
+    dict.metadata.insert("sam2_sizes".into(), serde_json::to_string(&wide).unwrap());
+    crate::checkpoint::safetensors::write(&file, &dict).unwrap();
+    assert!(read().unwrap_err().to_string().contains("a trunk of width and blocks (Some(24), 7)"));
 }
