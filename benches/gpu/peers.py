@@ -159,6 +159,9 @@ def cases():
     for b, h, n, m, d in CROSS:
         operands = lambda: (randn(b, n, h, d), randn(b, m, h, d), randn(b, m, h, d))
         yield f"attention/{b}x{h}x{n}/{m}x{d}", lambda: both(cross_attention, operands, backends)
+    for b, h, n, m, d, e in NARROW:
+        operands = lambda: (randn(b, n, h, d), randn(b, m, h, d), randn(b, m, h, e))
+        yield f"attention/{b}x{h}x{n}/{m}x{d}v{e}", lambda: both(cross_attention, operands, backends)
     weights = lambda c: (randn(c), randn(c))
     norm = lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b, 1e-6)
     for r, c in ((12800, 1024), (50432, 512), (32896, 384), (46656, 1152)):

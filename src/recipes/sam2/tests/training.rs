@@ -184,8 +184,11 @@ fn configurations_of_older_runs_are_read() {
     struct Flags {
         #[command(flatten)]
         config: Config,
+        #[arg(long)]
+        resume: bool, // which `data` names
     }
     let flags = <Flags as clap::Parser>::parse_from(["pretrain", "clips"]);
+    assert!(!flags.resume);
     let text = toml::to_string(&flags.config).unwrap();
     let old: Vec<&str> = text.lines().filter(|line| !line.starts_with("recompute ")).collect();
     assert_eq!(old.len() + 1, text.lines().count());
