@@ -172,8 +172,8 @@ pub fn to_hf(sizes: &Sizes, options: &Options) -> HfConfig {
     }
 }
 
-/// Writes a folder that `transformers` loads as `Sam2VideoModel`, if memories have the 64 channels that its code has, and
-/// this crate with its own sizes and options.
+/// Writes a folder in the layout of transformers' `Sam2VideoModel`, whose code has memories of 64 channels, and with this
+/// crate's own sizes and options.
 ///
 /// # Errors
 /// As [`mark`] and [`sam2::save`].
