@@ -200,7 +200,7 @@ pub fn to_hf(dict: &StateDict) -> Result<StateDict> {
     Ok(out)
 }
 
-/// Writes a folder that `transformers` loads, from official names: weights, `config.json` and the files of the processors; makes the
+/// Writes a folder in the layout of `transformers`, from official names: weights, `config.json` and the files of the processors; makes the
 /// folder.
 ///
 /// # Errors
